@@ -1,0 +1,38 @@
+"""The gradient engine: per-example gradients, bases to store them in, exact dot products, an on-disk store.
+
+- :mod:`~hfdataopt.gradients.blocks`: which modules are tracked
+- :mod:`~hfdataopt.gradients.capture`: hooks on one batched forward and backward
+- :mod:`~hfdataopt.gradients.losses`: what is differentiated
+- :mod:`~hfdataopt.gradients.factors`: arithmetic on gradient factors
+- :mod:`~hfdataopt.gradients.basis`, :mod:`~hfdataopt.gradients.fit`: what of a gradient is kept
+- :mod:`~hfdataopt.gradients.engine`: batches in, features out
+- :mod:`~hfdataopt.gradients.exact`: exact dot products and norms
+- :mod:`~hfdataopt.gradients.store`: features on disk
+"""
+
+from hfdataopt.gradients.basis import Basis
+from hfdataopt.gradients.blocks import Block, check_layers, find_blocks
+from hfdataopt.gradients.engine import ExampleGradients, Runner, per_example_gradients
+from hfdataopt.gradients.fit import choose_rows, fit_basis, kept_share, take_rows
+from hfdataopt.gradients.losses import find_task, make_target, per_example_loss
+from hfdataopt.gradients.store import GradientStore, ShardedArray, weights_hash
+
+__all__ = [
+    "Basis",
+    "Block",
+    "ExampleGradients",
+    "GradientStore",
+    "Runner",
+    "ShardedArray",
+    "check_layers",
+    "choose_rows",
+    "find_blocks",
+    "find_task",
+    "fit_basis",
+    "kept_share",
+    "make_target",
+    "per_example_gradients",
+    "per_example_loss",
+    "take_rows",
+    "weights_hash",
+]

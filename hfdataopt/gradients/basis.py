@@ -1,0 +1,245 @@
+"""Bases: what of a per-example gradient is stored.
+
+- ``exact``: every entry, block after block, each ``G [rows, columns]`` row by row
+- ``eigen``: entries of ``L^T G R`` with L and R leading eigenvectors of the second moments of the output gradients and
+  of the activations (Choe et al. 2024, arXiv 2405.13954, there called PCA initialisation); which entries of which block
+  are kept is decided over all blocks together, see :mod:`hfdataopt.gradients.fit`
+- ``random``: ``L^T G R`` with Gaussian L and R; dot products and norms are right in expectation
+
+A basis is fitted once per checkpoint and used for pool and queries alike, so that their features can be multiplied.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hfdataopt.errors import OptionError, StoreError
+from hfdataopt.gradients.blocks import Block
+from hfdataopt.gradients.capture import Captured, complete
+from hfdataopt.gradients.factors import is_index, materialise
+
+BasisKind = Literal["exact", "eigen", "random"]
+KINDS = ("exact", "eigen", "random")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Basis of one block. ``left [rows, l]`` and ``right [columns, r]``, None for the identity; ``keep`` are the
+    entries kept of the flattened ``[l, r]`` matrix, None for all."""
+
+    left: Tensor | None
+    right: Tensor | None
+    keep: Tensor | None
+    size: int
+
+    def to(self, device: torch.device) -> "Part":
+        """The same part with its tensors on ``device``."""
+        left, right, keep = (None if x is None else x.to(device) for x in (self.left, self.right, self.keep))
+        return Part(left, right, keep, self.size)
+
+
+@dataclass
+class Basis:
+    """A fitted basis: save it, load it, pass it as ``basis=``.
+
+    ``layers`` describes the blocks it is for. ``sample`` are the row ids it was fitted on. ``metadata`` holds
+    whatever the caller wants to travel with it (JSON values).
+    """
+
+    kind: BasisKind
+    layers: list[list[Any]]
+    parts: list[Part]
+    seed: int = 0
+    sample: list[str | int] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.offsets = [0]
+        for part in self.parts:
+            self.offsets.append(self.offsets[-1] + part.size)
+        self._moved: dict[torch.device, list[Part]] = {}
+
+    @property
+    def size(self) -> int:
+        """Floats per row, d."""
+        return self.offsets[-1]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of everything that changes a feature."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.layers, self.offsets]).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @classmethod
+    def exact(cls, blocks: Sequence[Block]) -> "Basis":
+        """All entries."""
+        parts = [Part(None, None, None, block.size) for block in blocks]
+        return cls("exact", _describe(blocks), parts)
+
+    @classmethod
+    def random(cls, blocks: Sequence[Block], floats_per_row: int, seed: int) -> "Basis":
+        """Two Gaussian matrices per block, with entries of variance 1 / their number of columns.
+
+        They are drawn on the CPU from (seed, block name, side): the same on every device, whatever else was drawn.
+        """
+        if sum(block.size for block in blocks) <= floats_per_row:
+            return cls.exact(blocks)
+        _check_budget(blocks, floats_per_row)
+        share = floats_per_row // len(blocks)
+        parts = []
+        for block in blocks:
+            side = int(share**0.5)
+            left = min(block.rows, side)
+            right = min(block.columns, share // left)
+            left = min(block.rows, share // right)
+            matrices = [
+                None if rank == size else _gaussian(size, rank, f"{seed}/{block.name}/{name}")
+                for name, size, rank in (("left", block.rows, left), ("right", block.columns, right))
+            ]
+            parts.append(Part(matrices[0], matrices[1], None, left * right))
+        return cls("random", _describe(blocks), parts, seed=seed)
+
+    def check(self, blocks: Sequence[Block]) -> None:
+        """``OptionError`` unless this basis was made for exactly these blocks."""
+        wanted = _describe(blocks)
+        if wanted != self.layers:
+            mine, theirs = {json.dumps(x) for x in self.layers}, {json.dumps(x) for x in wanted}
+            raise OptionError(
+                f"basis: it was made for {len(mine)} blocks, the model and layers= now give {len(theirs)}; only in the "
+                f"basis: {sorted(mine - theirs)[:3]}, only now: {sorted(theirs - mine)[:3]}. Fit a basis for this "
+                f"model "
+                "and these layers, or pass the layers= it was fitted with"
+            )
+
+    def on(self, device: torch.device) -> list[Part]:
+        """The parts on ``device``, moved once."""
+        if device not in self._moved:
+            self._moved[device] = [part.to(device) for part in self.parts]
+        return self._moved[device]
+
+    def project(self, index: int, block: Block, captured: Sequence[Captured]) -> Tensor:
+        """Features ``[batch, size of the part]`` of block ``index`` from its factors."""
+        part = self.on(captured[0].left.device)[index]
+        if part.left is None and part.right is None:
+            return materialise(complete(block, captured), block.rows, block.columns).flatten(1)
+        total: Tensor | None = None
+        for left, right, bias in captured:
+            small_left = _dense(left, block.rows) if part.left is None else _times(left, part.left)
+            if part.right is None:
+                ((_, right),) = complete(block, [Captured(left, right, bias)])
+                small_right = _dense(right, block.columns)
+            else:
+                small_right = _times(right, part.right)
+                if bias is not None and not block.vector:
+                    small_right = small_right + part.right[block.inputs + bias]
+            product = torch.bmm(small_left.transpose(1, 2), small_right)
+            total = product if total is None else total.add_(product)
+        assert total is not None
+        flat = total.flatten(1)
+        return flat if part.keep is None else flat.index_select(1, part.keep)
+
+    def project_matrix(self, index: int, gradient: Tensor) -> Tensor:
+        """Features of block ``index`` from materialised gradients ``[batch, rows, columns]``."""
+        part = self.on(gradient.device)[index]
+        if part.left is not None:
+            gradient = torch.matmul(part.left.T, gradient)
+        if part.right is not None:
+            gradient = torch.matmul(gradient, part.right)
+        flat = gradient.flatten(1)
+        return flat if part.keep is None else flat.index_select(1, part.keep)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``basis.safetensors`` and ``basis.json`` into ``folder``; the JSON file last, by renaming."""
+        path = Path(folder)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            save_file(self._tensors(), path / "basis.safetensors.tmp")
+            os.replace(path / "basis.safetensors.tmp", path / "basis.safetensors")
+            (path / "basis.json.tmp").write_text(json.dumps(self._header() | {"hash": self.hash}, indent=1))
+            os.replace(path / "basis.json.tmp", path / "basis.json")
+        except (OSError, RuntimeError) as error:  # safetensors raises its own error on a full disk
+            raise StoreError(f"basis: cannot write to {path}: {error}; free space or choose another folder") from error
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Basis":
+        """Read what :meth:`save` wrote. ``StoreError`` when it is missing, incomplete or altered."""
+        path = Path(folder)
+        try:
+            header = json.loads((path / "basis.json").read_text())
+            with safe_open(path / "basis.safetensors", framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise StoreError(
+                f"basis: {path} holds no readable basis ({error}); delete the folder and fit again"
+            ) from error
+        parts = [
+            Part(tensors.get(f"{index}.left"), tensors.get(f"{index}.right"), tensors.get(f"{index}.keep"), size)
+            for index, size in enumerate(header["sizes"])
+        ]
+        basis = cls(header["kind"], header["layers"], parts, header["seed"], header["sample"], header["metadata"])
+        if basis.hash != header["hash"]:
+            raise StoreError(f"basis: the files in {path} do not belong together; delete the folder and fit again")
+        return basis
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "layers": self.layers,
+            "sizes": [part.size for part in self.parts],
+            "seed": self.seed,
+            "sample": self.sample,
+            "metadata": self.metadata,
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{index}.{side}": tensor.cpu().contiguous()
+            for index, part in enumerate(self.parts)
+            for side in ("left", "right", "keep")
+            if (tensor := getattr(part, side)) is not None
+        }
+
+
+def _describe(blocks: Sequence[Block]) -> list[list[Any]]:
+    described: list[list[Any]] = json.loads(json.dumps([block.describe() for block in blocks]))
+    return described
+
+
+def _check_budget(blocks: Sequence[Block], floats_per_row: int) -> None:
+    if floats_per_row < len(blocks):
+        raise OptionError(
+            f"floats_per_row={floats_per_row} is less than one float for each of the {len(blocks)} blocks; raise "
+            f"it, or "
+            "choose fewer layers"
+        )
+
+
+def _gaussian(size: int, rank: int, key: str) -> Tensor:
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, rank, generator=generator) / rank**0.5
+
+
+def _dense(side: Tensor, size: int) -> Tensor:
+    return torch.nn.functional.one_hot(side, size).float() if is_index(side) else side.float()
+
+
+def _times(side: Tensor, matrix: Tensor) -> Tensor:
+    """``side @ matrix`` over the rows of ``matrix`` that the side has (bias rows come after): ``[batch, positions,
+    r]``."""
+    if is_index(side):
+        return matrix[side]
+    batch, positions, size = side.shape
+    return (side.reshape(-1, size).float() @ matrix[:size]).view(batch, positions, -1)

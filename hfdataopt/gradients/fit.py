@@ -1,0 +1,384 @@
+"""Fitting an eigen basis, and measuring what a basis keeps.
+
+Two passes over a sample of rows. The first accumulates, in float64, the second moments of each block's activations
+(with 1 for the bias) and output gradients over the positions that carry a gradient, so that padding does not count;
+their leading eigenvectors are the candidate directions. The second measures the mean square of every candidate entry of
+``L^T G R`` over the sample. The ``floats_per_row`` largest entries of all blocks together are kept: blocks, and
+directions within a block, get room in proportion to the gradient they carry.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfdataopt.errors import DataError, OptionError
+from hfdataopt.gradients.basis import KINDS, Basis, BasisKind, Part, _check_budget, _describe
+from hfdataopt.gradients.blocks import Block, Layers
+from hfdataopt.gradients.capture import Captured, complete
+from hfdataopt.gradients.engine import (
+    Batch,
+    OnNonfinite,
+    Precondition,
+    RowId,
+    Runner,
+    Weights,
+    batch_size,
+    nonfinite_error,
+    preconditioned,
+)
+from hfdataopt.gradients.factors import finite_rows, is_index, squared_norms, used_positions
+from hfdataopt.gradients.losses import CustomLoss, Logit, Target
+
+# A side longer than this (a vocabulary) gets coordinates instead of eigenvectors: no [size, size] matrix is made.
+LONGEST_SIDE = 16384
+# Bytes of float64 second moments held at once; blocks beyond it are fitted in further passes over the sample.
+MOMENT_BYTES = 4 * 2**30
+
+
+def choose_rows(row_ids: Sequence[RowId], count: int, *, seed: int = 0, exclude: Iterable[RowId] = ()) -> list[RowId]:
+    """``count`` of the row ids (all, if there are fewer) chosen by a hash of (seed, id), in the order given.
+
+    The choice does not depend on order or batching. ``exclude``: ids not to choose.
+    """
+    barred = set(exclude)
+    open_rows = [row for row in row_ids if row not in barred]
+
+    def key(row: RowId) -> bytes:
+        return hashlib.sha256(f"{seed}/{type(row).__name__}/{row}".encode()).digest()
+
+    chosen = set(sorted(open_rows, key=key)[:count])
+    return [row for row in open_rows if row in chosen]
+
+
+def take_rows(batches: Iterable[Batch], rows: Iterable[RowId] | None) -> Iterable[dict[str, Any]]:
+    """The batches with only the given rows in them, each with its ``row_id``; None = all rows."""
+    wanted = None if rows is None else set(rows)
+    seen = 0
+    for batch in batches:
+        size = batch_size({key: x for key, x in batch.items() if key != "row_id"})
+        ids = _ids(batch, seen, size)
+        seen += size
+        places = [place for place, row in enumerate(ids) if wanted is None or row in wanted]
+        if places:
+            taken = {key: _take(x, places, size) for key, x in batch.items() if key != "row_id"}
+            yield taken | {"row_id": [ids[place] for place in places]}
+
+
+def fit_basis(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    of: str | Target = "loss",
+    logit: Logit = None,
+    layers: Layers = None,
+    floats_per_row: int = 8192,
+    kind: BasisKind = "eigen",
+    seed: int = 0,
+    rows: int | None = 256,
+    dtype: str | torch.dtype | None = None,
+    weights: Weights = None,
+    precondition: Precondition = None,
+    on_nonfinite: OnNonfinite = "error",
+    custom_loss: CustomLoss | None = None,
+) -> Basis:
+    """A basis for the gradients of ``model``.
+
+    ``batches`` is read twice, and holds pool and query rows alike (their ids must differ); ``rows`` of them, chosen by
+    (seed, row id), are the sample; None takes all. ``exact`` and ``random`` do not look at the batches. An ``exact``
+    basis results whenever the whole gradient has at most ``floats_per_row`` entries. The other options are those of
+    :func:`hfdataopt.gradients.per_example_gradients`.
+
+    Raises ``DataError`` when the sample is empty, has no gradient at all, or (unless ``on_nonfinite="skip"``) a row
+    of it is not finite.
+    """
+    if kind not in KINDS:
+        raise OptionError(f"kind={kind!r} arrived; it must be one of {', '.join(KINDS)}")
+    runner = Runner(model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss)
+    blocks = runner.blocks
+    if kind == "exact" or sum(block.size for block in blocks) <= floats_per_row:
+        return Basis.exact(blocks)
+    if kind == "random":
+        return Basis.random(blocks, floats_per_row, seed)
+    _check_budget(blocks, floats_per_row)
+    if iter(batches) is batches:
+        raise OptionError(
+            "fit_basis reads the batches twice, but a one-time iterator arrived; pass a list or a data loader"
+        )
+    if isinstance(weights, Sequence | Tensor):
+        raise OptionError("fit_basis takes weights by row id (a mapping) or from the batch key 'weights'")
+    ids = [row for batch in take_rows(batches, None) for row in batch["row_id"]]
+    sample = ids if rows is None else choose_rows(ids, rows, seed=seed)
+    if not sample:
+        raise DataError("fit_basis: no rows arrived; pass batches of the pool and the queries")
+
+    cap = _rank_cap(blocks, floats_per_row)
+    candidates: list[Part | None] = [None] * len(blocks)
+    for group in _groups(blocks):
+        moments = _Moments(blocks, group)
+        bad = _sweep(runner, take_rows(batches, sample), moments)
+        if bad and on_nonfinite == "error":
+            raise nonfinite_error(bad)
+        for index in group:
+            candidates[index] = moments.part(index, cap)
+    candidate = Basis("eigen", _describe(blocks), [part for part in candidates if part is not None], seed=seed)
+    energy = _Energy(candidate, precondition)
+    _sweep(runner, take_rows(batches, sample), energy)
+    if energy.total is None or not (energy.total > 0).any():
+        raise DataError(f"fit_basis: the gradient of all {len(sample)} sampled rows is zero; are all labels ignored?")
+    parts = _keep_largest(candidate, energy.total.cpu(), floats_per_row)
+    return Basis("eigen", _describe(blocks), parts, seed=seed, sample=sample)
+
+
+def kept_share(
+    model: nn.Module,
+    basis: Basis,
+    batches: Iterable[Batch],
+    *,
+    of: str | Target = "loss",
+    logit: Logit = None,
+    layers: Layers = None,
+    rows: int | None = 64,
+    seed: int = 0,
+    dtype: str | torch.dtype | None = None,
+    weights: Weights = None,
+    precondition: Precondition = None,
+    custom_loss: CustomLoss | None = None,
+    name: str = "rows",
+) -> float:
+    """Share of the squared gradient norm that ``basis`` keeps, over a sample of ``batches``: 1 for ``exact``.
+
+    The sample leaves out the rows that the basis was fitted on where others are there. For ``random`` it is the ratio
+    of the feature's norm to the gradient's, 1 in expectation, and says nothing of quality. Warns below 0.5 for
+    ``eigen``; ``name`` says in the warning which side it is (pool, queries). NaN when no row has a gradient.
+    """
+    if basis.kind == "exact":
+        return 1.0
+    runner = Runner(model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss)
+    basis.check(runner.blocks)
+    ids = [row for batch in take_rows(batches, None) for row in batch["row_id"]]
+    sample = choose_rows(ids, rows or len(ids), seed=seed, exclude=basis.sample) or choose_rows(
+        ids, rows or len(ids), seed=seed
+    )
+    share = _Share(basis, precondition)
+    _sweep(runner, take_rows(batches, sample), share)
+    result = share.kept / share.whole if share.whole > 0 else float("nan")
+    if basis.kind == "eigen" and result < 0.5:
+        warnings.warn(
+            f"gradients: the basis keeps {result:.2f} of the squared gradient norm of the {name}; raise floats_per_row "
+            f"({basis.size} now), or fit the basis on rows like these",
+            stacklevel=2,
+        )
+    return result
+
+
+class _Accumulator:
+    """A collector that adds up over batches, and leaves out rows that are not finite.
+
+    When a batch fails for want of memory, its rows come again in smaller batches: the blocks that it had already handed
+    over are not counted twice.
+    """
+
+    def __init__(self) -> None:
+        self.bad: list[Tensor] = []
+
+    def add(self, index: int, block: Block, captured: list[Captured]) -> None:
+        raise NotImplementedError
+
+
+class _Pass:
+    def __init__(self, accumulator: _Accumulator, size: int, failed: Any) -> None:
+        self.accumulator = accumulator
+        self.ok = torch.ones(size, dtype=torch.bool)
+        self.done: set[int] = set() if failed is None else set(failed.done)
+
+    def __call__(self, index: int, block: Block, captured: list[Captured]) -> None:
+        if index in self.done:
+            return
+        ok = finite_rows([(left, right) for left, right, _ in captured])
+        if not ok.all():
+            self.ok &= ok.cpu()
+            captured = [Captured(left[ok], right[ok], bias) for left, right, bias in captured]
+        self.accumulator.add(index, block, captured)
+        self.done.add(index)
+
+
+def _sweep(runner: Runner, batches: Iterable[Batch], accumulator: _Accumulator) -> list[RowId]:
+    """Run the batches; returns the ids of rows that are not finite."""
+    bad: list[RowId] = []
+    for piece in runner.pieces(batches, lambda size, failed: _Pass(accumulator, size, failed)):
+        ok = piece.collector.ok & torch.isfinite(piece.loss_sum)
+        bad += [row for row, good in zip(piece.row_ids, ok.tolist(), strict=True) if not good]
+    return bad
+
+
+class _Moments(_Accumulator):
+    """Second moments of both sides of the blocks in ``group``; a vector for sides longer than LONGEST_SIDE or
+    one-hot."""
+
+    def __init__(self, blocks: Sequence[Block], group: Sequence[int]) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.group = set(group)
+        self.left: dict[int, Tensor] = {}
+        self.right: dict[int, Tensor] = {}
+
+    def add(self, index: int, block: Block, captured: list[Captured]) -> None:
+        if index not in self.group:
+            return
+        for left, right in complete(block, captured):
+            mask = used_positions(left, right)
+            new_left = _second_moment(left[mask], block.rows)
+            new_right = _second_moment(right[mask], block.columns)
+            self.left[index] = _plus(self.left.get(index), new_left)
+            self.right[index] = _plus(self.right.get(index), new_right)
+
+    def part(self, index: int, cap: int) -> Part:
+        """The candidate part of a block: up to ``cap`` leading directions on each side."""
+        block = self.blocks[index]
+        if index not in self.left:  # no gradient in the whole sample
+            return Part(torch.zeros(block.rows, 1), torch.zeros(block.columns, 1), None, 1)
+        left, right = leading(self.left.pop(index), cap), leading(self.right.pop(index), cap)
+        return Part(left, right, None, left.shape[1] * right.shape[1])
+
+
+class _Energy(_Accumulator):
+    """Sum over rows of the square of each feature, ``[d]`` float64."""
+
+    def __init__(self, basis: Basis, precondition: Precondition) -> None:
+        super().__init__()
+        self.basis = basis
+        self.precondition = precondition
+        self.total: Tensor | None = None
+
+    def add(self, index: int, block: Block, captured: list[Captured]) -> None:
+        features = _features(self.basis, index, block, captured, self.precondition)
+        if self.total is None:
+            self.total = features.new_zeros(self.basis.size, dtype=torch.float64)
+        self.total[self.basis.offsets[index] : self.basis.offsets[index + 1]] += features.double().square().sum(0)
+
+
+class _Share(_Accumulator):
+    """Squared norm of the features and of the gradients."""
+
+    def __init__(self, basis: Basis, precondition: Precondition) -> None:
+        super().__init__()
+        self.basis = basis
+        self.precondition = precondition
+        self.kept = self.whole = 0.0
+
+    def add(self, index: int, block: Block, captured: list[Captured]) -> None:
+        kept = _features(self.basis, index, block, captured, self.precondition).double().square().sum()
+        if self.precondition is None:
+            whole = squared_norms(complete(block, captured), block.rows, block.columns).sum()
+        else:
+            whole = preconditioned(block, captured, self.precondition).double().square().sum()
+        self.kept += float(kept)
+        self.whole += float(whole)
+
+
+def _features(basis: Basis, index: int, block: Block, captured: list[Captured], precondition: Precondition) -> Tensor:
+    if precondition is None:
+        return basis.project(index, block, captured)
+    return basis.project_matrix(index, preconditioned(block, captured, precondition))
+
+
+def leading(moment: Tensor, cap: int) -> Tensor:
+    """Up to ``cap`` leading eigenvectors ``[size, r]`` of a second moment, float32; coordinates for a diagonal one.
+
+    Signs are fixed (largest component positive), directions without any variance left out.
+    """
+    if moment.dim() == 1:
+        order = moment.sort(descending=True, stable=True).indices[:cap]
+        order = order[moment[order] > 0]
+        matrix = moment.new_zeros((len(moment), max(1, len(order))), dtype=torch.float32)
+        matrix[order, torch.arange(len(order), device=moment.device)] = 1
+        return matrix
+    values, vectors = torch.linalg.eigh(moment)
+    kept = values.flip(0)[:cap] > values[-1] * 1e-12
+    vectors = vectors.flip(1)[:, :cap][:, kept] if kept.any() else vectors[:, -1:]
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return (vectors * largest.sign()).float()
+
+
+def _second_moment(side: Tensor, size: int) -> Tensor:
+    if is_index(side):
+        return torch.bincount(side, minlength=size).double()
+    side = side.double()
+    return side.square().sum(0) if size > LONGEST_SIDE else side.T @ side
+
+
+def _plus(total: Tensor | None, new: Tensor) -> Tensor:
+    if total is None:
+        return new
+    if total.dim() == new.dim():
+        return total.add_(new)
+    # A weight used both as an embedding and as a head: only the diagonal is at hand for one of them.
+    return (total if total.dim() == 1 else total.diagonal()) + (new if new.dim() == 1 else new.diagonal())
+
+
+def _rank_cap(blocks: Sequence[Block], floats_per_row: int) -> int:
+    """Most directions per side: twice what an even division would give, which bounds the cost of projecting."""
+    return max(2, round(2 * (floats_per_row / len(blocks)) ** 0.5))
+
+
+def _groups(blocks: Sequence[Block]) -> list[list[int]]:
+    """Blocks divided so that the moments of one group fit into MOMENT_BYTES."""
+    groups: list[list[int]] = [[]]
+    used = 0
+    for index, block in enumerate(blocks):
+        size = sum(8 * (side * side if side <= LONGEST_SIDE else side) for side in (block.rows, block.columns))
+        if groups[-1] and used + size > MOMENT_BYTES:
+            groups.append([])
+            used = 0
+        groups[-1].append(index)
+        used += size
+    return groups
+
+
+def _keep_largest(candidate: Basis, energy: Tensor, floats_per_row: int) -> list[Part]:
+    """The candidate parts cut down to the ``floats_per_row`` entries with the most energy; at least one per block."""
+    first = torch.tensor([int(energy[a:b].argmax()) + a for a, b in _spans(candidate)])
+    ranked = energy.clone()
+    ranked[first] = float("inf")
+    chosen = ranked.sort(descending=True, stable=True).indices[:floats_per_row].sort().values
+    parts = []
+    for part, (start, stop) in zip(candidate.parts, _spans(candidate), strict=True):
+        keep = chosen[(chosen >= start) & (chosen < stop)] - start
+        assert part.left is not None
+        assert part.right is not None
+        width = part.right.shape[1]
+        rows, columns = keep // width, keep % width
+        left, right = int(rows.max()) + 1, int(columns.max()) + 1
+        entries = rows * right + columns
+        parts.append(
+            Part(
+                part.left[:, :left].cpu().contiguous(),
+                part.right[:, :right].cpu().contiguous(),
+                None if len(entries) == left * right else entries,
+                len(entries),
+            )
+        )
+    return parts
+
+
+def _spans(basis: Basis) -> list[tuple[int, int]]:
+    return list(zip(basis.offsets[:-1], basis.offsets[1:], strict=True))
+
+
+def _ids(batch: Batch, seen: int, size: int) -> list[RowId]:
+    given = batch.get("row_id")
+    if given is None:
+        return list(range(seen, seen + size))
+    return given.tolist() if isinstance(given, Tensor) else list(given)
+
+
+def _take(value: Any, places: list[int], size: int) -> Any:
+    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == size:
+        return value[places]
+    if isinstance(value, list) and len(value) == size:
+        return [value[place] for place in places]
+    return value
