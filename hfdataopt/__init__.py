@@ -1,1 +1,56 @@
-"""hfdataopt."""
+"""hfdataopt: which training examples, and which prompts, really make a Hugging Face model better.
+
+The public names below are imported when first used, so that ``import hfdataopt`` is quick and does not import torch.
+"""
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfdataopt.attribution.attribute import attribute
+    from hfdataopt.attribution.callback import AttributionCallback
+    from hfdataopt.attribution.checkpoint import Checkpoint
+    from hfdataopt.attribution.rows import with_row_ids
+    from hfdataopt.attribution.scorer import PointwiseScorer, Scorer
+    from hfdataopt.attribution.scores import Scores
+    from hfdataopt.hookspecs import hookimpl
+    from hfdataopt.plugins import get_scorer
+    from hfdataopt.selection.select import select
+
+_HOME = {
+    "AttributionCallback": "hfdataopt.attribution.callback",
+    "Checkpoint": "hfdataopt.attribution.checkpoint",
+    "PointwiseScorer": "hfdataopt.attribution.scorer",
+    "Scorer": "hfdataopt.attribution.scorer",
+    "Scores": "hfdataopt.attribution.scores",
+    "attribute": "hfdataopt.attribution.attribute",
+    "get_scorer": "hfdataopt.plugins",
+    "hookimpl": "hfdataopt.hookspecs",
+    "select": "hfdataopt.selection.select",
+    "with_row_ids": "hfdataopt.attribution.rows",
+}
+__all__ = [
+    "AttributionCallback",
+    "Checkpoint",
+    "PointwiseScorer",
+    "Scorer",
+    "Scores",
+    "attribute",
+    "get_scorer",
+    "hookimpl",
+    "select",
+    "with_row_ids",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version("hfdataopt")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'hfdataopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,56 @@
+# The verbs people need. `make demo` and `make test` work in a fresh clone; a second call installs nothing.
+# TORCH_INDEX=<url> takes torch from another package index, for example one with CPU-only builds.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH_INDEX ?=
+TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
+
+.PHONY: demo test test-slow test-install lint format bench clean
+
+demo: $(VENV)/.demo-installed
+	$(BIN)/hfdataopt demo
+
+test: $(VENV)/.test-installed
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+test-install: $(VENV)/.test-installed
+	$(BIN)/python tests/install/wheel_smoke.py
+
+lint: $(VENV)/.dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test-installed
+	$(BIN)/python benchmarks/shapley_speed.py
+	$(BIN)/python benchmarks/gradient_features.py
+
+clean:
+	rm -rf $(VENV) build dist demo-output *.egg-info
+
+# torch comes first and alone: with it in place, no other requirement can pull a CUDA build.
+$(VENV)/.torch-installed: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH_FLAGS) torch
+	touch $@
+
+$(VENV)/.demo-installed: pyproject.toml $(VENV)/.torch-installed
+	$(PIP) -e '.[plot]'
+	touch $@
+
+$(VENV)/.test-installed: pyproject.toml $(VENV)/.torch-installed
+	$(PIP) -e '.[test]'
+	touch $@ $(VENV)/.demo-installed
+
+$(VENV)/.dev-installed: pyproject.toml $(VENV)/.torch-installed
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/.demo-installed $(VENV)/.test-installed

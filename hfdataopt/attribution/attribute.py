@@ -1,0 +1,120 @@
+"""``attribute``: a scorer on a model in memory, or on saved checkpoints, with no trainer."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hfdataopt.attribution.callback import resolve_scorer
+from hfdataopt.attribution.checkpoint import Checkpoint
+from hfdataopt.attribution.prepare import prepare_dataset
+from hfdataopt.attribution.rows import Rows
+from hfdataopt.attribution.run import Moment, ScoringRun
+from hfdataopt.attribution.scores import Scores
+from hfdataopt.errors import DataError, OptionError
+
+
+def attribute(
+    model: Any,
+    pool: Any,
+    queries: Any,
+    scorer: Any,
+    *,
+    checkpoints: Sequence[Any] | None = None,
+    processing_class: Any = None,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 16,
+    output_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Scores:
+    """Score the rows of ``pool`` by how they help ``model`` on ``queries``.
+
+    Args:
+        model: a ``PreTrainedModel`` (or a PEFT model); its weights are not changed.
+        pool: the training rows, tokenized as for the Trainer, or raw text that ``processing_class`` can read.
+        queries: validation rows in the same form; None for a scorer that needs none.
+        scorer: a name, or a scorer (then options are an error).
+        checkpoints: folders, or :class:`Checkpoint`, whose weights are scored one after another and combined as the scorer
+            says (``tracin`` sums them with their learning rates). None scores the model as it is.
+        processing_class: the tokenizer; needed for raw text, and for texts in explanations.
+        data_collator: default: padding on the right.
+        batch_size: rows per forward pass.
+        output_dir: where results and shards are kept; a killed call with the same arguments resumes there.
+        options: hyperparameters of the scorer, when it is given by name.
+
+    Returns:
+        Scores, higher = more helpful.
+    """
+    chosen = resolve_scorer(scorer, options)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise OptionError(f"attribute: batch_size={batch_size!r} must be a whole number of at least 1")
+    if chosen.needs_queries and queries is None:
+        raise DataError(f"scorer {chosen.name!r} needs queries (validation data); got None")
+    prepared, collate = prepare_dataset(pool, model, processing_class, data_collator, "pool")
+    pool_rows = Rows(prepared, collate, side="pool", keep=_model_columns(prepared, model))
+    query_rows = None
+    if chosen.needs_queries:
+        prepared, collate = prepare_dataset(queries, model, processing_class, data_collator, "queries")
+        query_rows = Rows(prepared, collate, side="queries", keep=_model_columns(prepared, model))
+    run = ScoringRun(
+        chosen, pool_rows, query_rows, folder=output_dir, batch_size=batch_size, processing_class=processing_class
+    )
+    if checkpoints is None:
+        run.check(model)
+        run.open()
+        run.observe(model, Moment(0))
+        return run.finish()
+    found = [Checkpoint.of(value) for value in checkpoints]
+    if not found:
+        raise OptionError("attribute: checkpoints= is empty; pass at least one folder, or None for the model as it is")
+    weigh = chosen.combine == "learning-rate-sum"
+    steps = [checkpoint.step for checkpoint in found]
+    known = [step for step in steps if step is not None]
+    if len(set(known)) != len(known):
+        raise OptionError(f"attribute: two checkpoints are of the same step ({known})")
+    moments = []
+    for index, checkpoint in enumerate(found):
+        step = steps[index]
+        previous = max((other for other in known if step is not None and other < step), default=0)
+        rate = checkpoint.mean_learning_rate(previous) if weigh else 1.0
+        moments.append(Moment(index if step is None else step, rate))
+    run.check(model)
+    run.open(resumed_step=max(moment.step for moment in moments))
+    if chosen.combine == "last":
+        latest = max(range(len(found)), key=lambda i: moments[i].step)
+        found, moments = [found[latest]], [moments[latest]]
+    for checkpoint, moment in zip(found, moments, strict=True):
+        run.observe(load_weights(model, checkpoint), moment, checkpoint)
+    return run.finish()
+
+
+def load_weights(model: Any, checkpoint: Checkpoint) -> Any:
+    """A fresh model of the same class with the checkpoint's weights, on the same device; the model given stays as it is."""
+    if hasattr(model, "get_base_model"):
+        import copy
+
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        loaded = copy.deepcopy(model)
+        set_peft_model_state_dict(loaded, load_peft_weights(checkpoint.path, device="cpu"))
+        return loaded
+    device = next(model.parameters()).device
+    return type(model).from_pretrained(checkpoint.path, dtype=next(model.parameters()).dtype).to(device)
+
+
+def _model_columns(dataset: Any, model: Any) -> list[str] | None:
+    """The columns that the model's forward takes, and labels: the others (texts, ids) a padding collator could not take."""
+    import inspect
+
+    columns = getattr(dataset, "column_names", None)
+    if columns is None:
+        return None
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    accepted = {
+        *inspect.signature(inner.forward).parameters,
+        "label",
+        "labels",
+        "label_ids",
+        "input_ids",
+        "attention_mask",
+    }
+    return [name for name in columns if name in accepted]

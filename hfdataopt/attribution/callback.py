@@ -1,0 +1,255 @@
+"""``AttributionCallback``: a scorer inside ``transformers.Trainer`` or ``trl.SFTTrainer``, without touching the training."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from hfdataopt.attribution.prepare import prepare_dataset
+from hfdataopt.attribution.rows import ROW_ID, Rows, check_map_style
+from hfdataopt.attribution.run import Moment, ScoringRun
+from hfdataopt.attribution.scorer import Scorer, When
+from hfdataopt.attribution.scores import Scores
+from hfdataopt.console import say
+from hfdataopt.errors import DataError, OptionError, StoreError
+from hfdataopt.plugins import get_scorer
+
+WHEN = ("train_begin", "epoch", "save", "train_end")
+
+
+class AttributionCallback(TrainerCallback):
+    """Scores the training rows while a model is trained; ``.scores`` holds the result afterwards.
+
+    Args:
+        scorer: a name, or a scorer (then options are an error).
+        queries: validation data that helpfulness is measured on, tokenized as the training data is. Default: the
+            trainer's eval_dataset, where ``trainer=`` is given.
+        pool: the rows to score. Default: what the trainer trains on.
+        trainer: gives access to the prepared dataset with its ``row_id`` column, to the eval dataset and to the trackers:
+            ``trainer.add_callback(AttributionCallback(..., trainer=trainer))``.
+        when: ``train_begin``, ``epoch``, ``save`` or ``train_end``; None is the scorer's own moment.
+        output_dir: where scores and shards are kept as they are made. Default: ``attribution/<scorer>`` in the trainer's
+            output_dir; an earlier run there is replaced, with a line that says so.
+        batch_size: rows per forward pass; default: the trainer's eval batch size.
+        scorer_options: hyperparameters of the scorer, when it is given by name.
+
+    Training ends with bit-identical weights with and without the callback.
+    """
+
+    def __init__(
+        self,
+        scorer: Any,
+        *,
+        queries: Any = None,
+        pool: Any = None,
+        trainer: Any = None,
+        when: When | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+        batch_size: int | None = None,
+        **scorer_options: Any,
+    ):
+        self.scorer = resolve_scorer(scorer, scorer_options)
+        if when is not None and when not in WHEN:
+            raise OptionError(f"AttributionCallback: when={when!r} is unknown; it is one of {', '.join(WHEN)}, or None")
+        if batch_size is not None and (
+            isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+        ):
+            raise OptionError(f"AttributionCallback: batch_size={batch_size!r} must be a whole number of at least 1")
+        self.when: When = when or self.scorer.default_when
+        self.trainer = trainer
+        self.scores: Scores | None = None
+        self._queries, self._pool, self._output_dir, self._batch_size = queries, pool, output_dir, batch_size
+        self._run: ScoringRun | None = None
+        self._rates: _LearningRates | None = None
+
+    # -- events
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model, loader = kwargs["model"], kwargs["train_dataloader"]
+        self.scores = None
+        self._refuse_unsupported(args, loader)
+        collate, keep = loader.collate_fn, getattr(loader.dataset, "column_names", None)
+        processing_class = kwargs.get("processing_class")
+        pool = self._make_pool(loader, collate, keep, model, processing_class)
+        queries = self._make_queries(collate, keep, model, processing_class)
+        run = ScoringRun(
+            self.scorer,
+            pool,
+            queries,
+            folder=self._output_dir or os.path.join(args.output_dir, "attribution", self.scorer.name),
+            batch_size=self._batch_size or args.per_device_eval_batch_size,
+            processing_class=processing_class,
+            autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
+            replace=self._output_dir is None,
+        )
+        run.scorer_runs_at_start = self.when == "train_begin"
+        run.check(model)
+        run.open(resumed_step=state.global_step)
+        self._run = run
+        self._rates = _LearningRates(run.folder, state.global_step, write=state.is_world_process_zero)
+        if self.when == "train_begin":
+            if state.global_step == 0 or not run.results:
+                if state.global_step > 0:
+                    say(
+                        f"{self.scorer.name}: training resumes at step {state.global_step} and no scores from its beginning are in "
+                        f"{run.folder}; scoring the weights as they are now"
+                    )
+                self._observe(args, state, kwargs)
+            self._finish(args, state)
+        elif state.global_step > 0 and not run.results and self.when in ("epoch", "save"):
+            say(
+                f"{self.scorer.name}: training resumes at step {state.global_step}, but {run.folder} holds no earlier moment; they will be missing"
+            )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._rates is not None and self.when != "train_begin":
+            self._rates.add(state.global_step + 1, kwargs["optimizer"].param_groups[0]["lr"])
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.when == "epoch":
+            self._observe(args, state, kwargs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.when == "save":
+            self._observe(args, state, kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.when == "train_end":
+            self._observe(args, state, kwargs)
+        if self.when != "train_begin" and self._run is not None:
+            self._finish(args, state)
+
+    # -- what the events do
+
+    def _observe(self, args: Any, state: Any, kwargs: dict[str, Any]) -> None:
+        assert self._run is not None and self._rates is not None
+        since = max((moment.step for moment, _, _ in self._run.results if moment.step < state.global_step), default=0)
+        rate = self._rates.mean(since, state.global_step)
+        moment = Moment(state.global_step, 1.0 if rate is None else rate, state.epoch)
+        self._run.observe(kwargs["model"], moment, kwargs.get("optimizer"))
+
+    def _finish(self, args: Any, state: Any) -> None:
+        assert self._run is not None
+        self.scores = self._run.finish()
+        values = self.scores.values
+        report = {f"attribution/{self.scorer.name}/{name}": float(value) for name, value in _summary(values).items()}
+        report[f"attribution/{self.scorer.name}/seconds"] = round(self._run.seconds, 3)
+        if self.trainer is not None:
+            self.trainer.log(report)
+        elif state.is_world_process_zero:
+            state.log_history.append({**report, "step": state.global_step})
+            for tracker in ("wandb", "trackio"):
+                if tracker in (args.report_to or []) and tracker in sys.modules:
+                    sys.modules[tracker].log(report)
+        self._run = None
+
+    # -- data
+
+    def _refuse_unsupported(self, args: Any, loader: Any) -> None:
+        who = f"AttributionCallback({self.scorer.name!r})"
+        for option in ("packing", "padding_free"):
+            if getattr(args, option, False) and self._pool is None:
+                raise OptionError(
+                    f"{who}: {option}=True puts several rows into one, so a batch row is no training row; set {option}=False, or pass "
+                    "pool= the unpacked tokenized dataset"
+                )
+        if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
+            raise OptionError(
+                f"{who}: deepspeed and FSDP shard the weights, which per-example gradients cannot read; run attribute() on a saved checkpoint"
+            )
+        if self._pool is None and self.trainer is None:
+            check_map_style(loader.dataset, f"{who}: the training dataset")
+            shuffled = getattr(args, "shuffle_dataset", False)
+            if shuffled and ROW_ID not in (getattr(loader.dataset, "column_names", None) or []):
+                raise OptionError(
+                    f"{who}: shuffle_dataset=True reorders the rows while they are prepared, so positions are no identity; use "
+                    "with_row_ids(dataset) and trainer.add_callback(AttributionCallback(..., trainer=trainer)), or pass pool="
+                )
+
+    def _make_pool(self, loader: Any, collate: Any, keep: Any, model: Any, processing_class: Any) -> Rows:
+        if self._pool is not None:
+            return Rows(*prepare_dataset(self._pool, model, processing_class, collate, "pool"), side="pool", keep=keep)
+        if self.trainer is not None:
+            return Rows(self.trainer.train_dataset, collate, side="pool", keep=keep)
+        return Rows(loader.dataset, collate, side="pool")
+
+    def _make_queries(self, collate: Any, keep: Any, model: Any, processing_class: Any) -> Rows | None:
+        if not self.scorer.needs_queries:
+            return None
+        queries = self._queries
+        if queries is None and self.trainer is not None:
+            queries = self.trainer.eval_dataset
+        if queries is None:
+            name = self.scorer.name
+            raise DataError(
+                f"scorer {name!r} needs queries (validation data), and a callback cannot see the eval dataset. Pass them: "
+                f"AttributionCallback({name!r}, queries=val_dataset), or give the trainer: "
+                f"trainer.add_callback(AttributionCallback({name!r}, trainer=trainer)) with an eval_dataset"
+            )
+        if isinstance(queries, dict) and not hasattr(queries, "column_names"):
+            raise DataError(f"queries= is a dict of datasets ({', '.join(map(str, queries))}); pass one of them")
+        return Rows(*prepare_dataset(queries, model, processing_class, collate, "queries"), side="queries", keep=keep)
+
+
+def resolve_scorer(scorer: Any, options: dict[str, Any]) -> Scorer:
+    """A scorer from its name and options, or the instance given, for which options are an error."""
+    if isinstance(scorer, str):
+        return get_scorer(scorer, **options)
+    if isinstance(scorer, type):
+        raise OptionError(f"scorer={scorer.__name__} is a class; pass an instance, {scorer.__name__}(...)")
+    if not isinstance(scorer, Scorer):
+        raise OptionError(f"scorer={scorer!r} is neither a name nor a Scorer")
+    if options:
+        raise OptionError(
+            f"scorer {scorer.name!r} was given as an instance, so options cannot be passed beside it; got {', '.join(options)}"
+        )
+    return scorer
+
+
+def _summary(values: Any) -> dict[str, float]:
+    import numpy as np
+
+    scored = values[~np.isnan(values)]
+    if not len(scored):
+        return {"rows": 0}
+    return {"rows": len(scored), "mean": scored.mean(), "min": scored.min(), "max": scored.max()}
+
+
+class _LearningRates:
+    """The learning rate of each optimizer step, on disk so that a resumed run has those from before."""
+
+    def __init__(self, folder: Path | None, resumed_step: int, *, write: bool):
+        self.file = folder / "learning_rates.jsonl" if folder is not None else None
+        self.write = write
+        self.rates: dict[int, float] = {}
+        if self.file is not None and self.file.is_file() and resumed_step > 0:
+            for line in self.file.read_text().splitlines():
+                try:
+                    step, rate = json.loads(line)
+                except ValueError:  # the last line of a killed run may be cut short
+                    continue
+                if step <= resumed_step:
+                    self.rates[step] = rate
+        if self.file is not None and write:
+            self._append("".join(f"{json.dumps(item)}\n" for item in self.rates.items()), "w")
+
+    def _append(self, text: str, mode: str) -> None:
+        assert self.file is not None
+        try:
+            with self.file.open(mode) as stream:
+                stream.write(text)
+        except OSError as error:
+            raise StoreError(f"learning rates cannot be written to {str(self.file)!r}: {error}") from error
+
+    def add(self, step: int, rate: Any) -> None:
+        self.rates[step] = float(rate)
+        if self.file is not None and self.write:
+            self._append(f"{json.dumps([step, float(rate)])}\n", "a")
+
+    def mean(self, since: int, until: int) -> float | None:
+        """Mean rate of the steps after ``since`` up to ``until``; None where no step was taken."""
+        rates = [rate for step, rate in self.rates.items() if since < step <= until]
+        return sum(rates) / len(rates) if rates else None

@@ -1,0 +1,254 @@
+"""Kernels between pool and queries of a classification task, for the scorers that regress on them.
+
+- ``hidden``: inner products of pooled last hidden states
+- ``entk``: the empirical neural tangent kernel, inner products of the gradients of a logit (FreeShap, section 4)
+- ``sum``: both, each scaled to a mean diagonal of 1
+
+Kernels are built in float64 from float32 features.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+
+from hfdataopt.attribution.probe import fit_linear_probe
+from hfdataopt.attribution.scorer import GradientScorer
+from hfdataopt.attribution.task import (
+    ClassLabels,
+    Head,
+    Pooling,
+    body_of,
+    model_head,
+    probe_head,
+    prompt_head,
+    read_labels,
+    resolve_head,
+    scalar_of,
+)
+from hfdataopt.console import say
+from hfdataopt.errors import DataError, OptionError
+from hfdataopt.gradients import find_blocks
+from hfdataopt.shapley import loo_ridge
+
+if TYPE_CHECKING:
+    from hfdataopt.attribution.view import View
+
+
+@dataclass(frozen=True)
+class TaskKernel:
+    """Kernels and labels of the rows that have finite features.
+
+    Attributes:
+        kernel: ``[m, m]``, or ``[c, m, m]`` with one per class, float64.
+        cross: ``[m, t]`` or ``[c, m, t]``; None without queries.
+        query_diagonal: ``[t]`` or ``[c, t]``, each query's kernel with itself; None without queries.
+        labels, query_labels: class indices ``[m]`` and ``[t]``.
+        rows: positions ``[m]`` of these rows in the pool.
+    """
+
+    kernel: torch.Tensor
+    cross: torch.Tensor | None
+    query_diagonal: torch.Tensor | None
+    labels: torch.Tensor
+    query_labels: torch.Tensor | None
+    rows: torch.Tensor
+
+    def ridge(self, given: float | str) -> float:
+        """The absolute ridge: the one given, or the minimiser of the leave-one-out error for ``"auto"``."""
+        if given != "auto":
+            return float(given)
+        return loo_ridge(self.kernel, torch.nn.functional.one_hot(self.labels).double())
+
+    def scatter(self, values: Any, rows: int) -> Any:
+        """Values of the kernel's rows ``[m, ...]`` as values of all pool rows ``[rows, ...]``, NaN for the others."""
+        if values is None:
+            return None
+        values = torch.as_tensor(values, dtype=torch.float64)
+        full = torch.full((rows, *values.shape[1:]), float("nan"), dtype=torch.float64)
+        full[self.rows] = values
+        return full
+
+
+@dataclass
+class KernelScorer(GradientScorer):
+    """The options of every scorer that regresses on a kernel between rows.
+
+    Args:
+        kernel: ``entk``, ``hidden`` or ``sum`` (see the module).
+        head: whose logits the eNTK differentiates: ``auto`` is ``prompt`` for language models and ``probe`` for
+            classifiers; ``model`` is the classifier's own head, which is untrained at the beginning of a fresh run.
+        logit: which logit: a class index as the paper does (it takes 0), or None: the difference of the two logits of a
+            binary task, and the mean of the kernels of all logits otherwise.
+        per_class: one kernel per class, each regressing its own target, instead of one for all.
+        normalize: divide by the row norms, so that every row has kernel 1 with itself.
+        pooling: how hidden states become one vector: ``mean``, ``first``, ``last`` real token; ``auto`` is ``last`` for
+            models that attend causally and ``mean`` for others.
+    """
+
+    default_when: ClassVar[Any] = "train_begin"
+
+    kernel: Literal["entk", "hidden", "sum"] = field(default="sum", kw_only=True)
+    head: Literal["auto", "probe", "prompt", "model"] = field(default="auto", kw_only=True)
+    logit: int | None = field(default=None, kw_only=True)
+    per_class: bool = field(default=False, kw_only=True)
+    normalize: bool = field(default=False, kw_only=True)
+    pooling: Pooling = field(default="auto", kw_only=True)
+    layers: str | list[str] | None = field(default="last:2", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_class and (self.logit is not None or self.kernel == "hidden"):
+            raise OptionError(
+                f"{self.name}: per_class=True takes one gradient kernel per class; it does not go with logit= or kernel='hidden'"
+            )
+
+    def check(self, view: "View") -> None:
+        labels = self._labels(view)
+        resolve_head(self.head, view.model, labels, self.name)
+        if self.logit is not None and not 0 <= self.logit < labels.count:
+            raise OptionError(
+                f"{self.name}: logit={self.logit} is not among the {labels.count} classes of the pool (0 to {labels.count - 1})"
+            )
+        if self.kernel != "hidden":
+            view.check_gradients(self.layers)
+
+    def _labels(self, view: "View") -> ClassLabels:
+        return read_labels(view.model, view.pool, view.queries if self.needs_queries else None, self.name)
+
+    def build(self, view: "View") -> TaskKernel:
+        """The kernel of the task at this moment."""
+        labels = self._labels(view)
+        head_name = resolve_head(self.head, view.model, labels, self.name)
+        view.facts["head"] = head_name
+        if head_name == "model" and view.moment.step == 0:
+            say(
+                f"{self.name}: head='model' at the beginning of training; if the classification head is fresh, its logits say nothing yet"
+            )
+        sides = ["pool", *(["queries"] if view.queries is not None else [])]
+        features: list[dict[str, torch.Tensor]] = []
+        pooled: dict[str, torch.Tensor] = {}
+        if self.kernel in ("hidden", "sum") or head_name == "probe":
+            pooled = {side: view.embeddings(side, self.pooling) for side in sides}
+        kernels: list[Pieces] = []
+        if self.kernel in ("entk", "sum"):
+            head = self._head(head_name, labels, pooled)
+            targets = self._coefficients(labels.count)
+            options = {**self.gradient_options(), "layers": self._layers(view, head_name)}
+            features = [
+                {
+                    side: view.gradients(
+                        side, target=f"{head_name}-logit-{name}", of=scalar_of(head, weights), **options
+                    ).whole()
+                    for side in sides
+                }
+                for name, weights in targets
+            ]
+            kernels.append(_inner_products(features, stack=self.per_class))
+        if self.kernel in ("hidden", "sum"):
+            with_bias = {side: torch.cat([x, x.new_full((len(x), 1), float(x.std()))], 1) for side, x in pooled.items()}
+            kernels.append(_inner_products([with_bias], stack=False))
+        finite = torch.isfinite(kernels[0].pool.diagonal(dim1=-2, dim2=-1))
+        for piece in kernels[1:]:
+            finite = finite & torch.isfinite(piece.pool.diagonal(dim1=-2, dim2=-1))
+        rows = torch.nonzero(finite if finite.ndim == 1 else finite.all(0)).flatten()
+        merged = _merge([piece.keep(rows) for piece in kernels], self.normalize)
+        if merged.queries is not None and not bool(torch.isfinite(merged.queries).all()):
+            raise DataError(
+                f"{self.name}: the gradient of a query is not finite; remove the query or use dtype='float32'"
+            )
+        view.facts["kernel_rows"] = len(rows)
+        return TaskKernel(merged.pool, merged.cross, merged.queries, labels.pool[rows], labels.queries, rows)
+
+    def _layers(self, view: "View", head: str) -> list[str] | str | None:
+        """The layers to read; under a probe only those inside the body, since the model's own head is not called."""
+        if head != "probe":
+            return self.layers
+        inside = {id(module) for module in body_of(view.model).modules()}
+        modules = dict(view.model.named_modules())
+        names = [use.module for block in find_blocks(view.model, self.layers) for use in block.uses]
+        kept = [name for name in names if id(modules[name]) in inside]
+        if not kept:
+            raise OptionError(f"{self.name}: layers={self.layers!r} selects only the head, which head='probe' replaces")
+        return kept
+
+    def _coefficients(self, classes: int) -> list[tuple[str, torch.Tensor]]:
+        eye = torch.eye(classes, dtype=torch.float64)
+        if self.logit is not None:
+            return [(str(self.logit), eye[self.logit])]
+        if classes == 2 and not self.per_class:
+            return [("difference", eye[1] - eye[0])]
+        return [(str(k), eye[k]) for k in range(classes)]
+
+    def _head(self, name: str, labels: ClassLabels, pooled: dict[str, torch.Tensor]) -> Head:
+        if name == "prompt":
+            return prompt_head(labels.classes)
+        if name == "model":
+            return model_head(labels.classes)
+        return probe_head(fit_linear_probe(pooled["pool"], labels.pool, labels.count), self.pooling)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One kernel: pool x pool, pool x queries, and the queries' diagonal; with a leading class dimension if stacked."""
+
+    pool: torch.Tensor
+    cross: torch.Tensor | None
+    queries: torch.Tensor | None
+
+    def keep(self, rows: torch.Tensor) -> "Pieces":
+        pool = self.pool[..., rows, :][..., rows]
+        return Pieces(pool, None if self.cross is None else self.cross[..., rows, :], self.queries)
+
+    def scaled(self, factor: float) -> "Pieces":
+        scale = lambda x: None if x is None else x * factor  # noqa: E731
+        return Pieces(self.pool * factor, scale(self.cross), scale(self.queries))
+
+
+def _inner_products(features: list[dict[str, torch.Tensor]], *, stack: bool) -> Pieces:
+    """Gram matrices in float64; several feature sets give one kernel each (``stack``) or their mean."""
+    pieces = []
+    for side in features:
+        pool = side["pool"].double()
+        queries = side["queries"].double() if "queries" in side else None
+        pieces.append(
+            Pieces(
+                pool @ pool.T,
+                None if queries is None else pool @ queries.T,
+                None if queries is None else queries.square().sum(1),
+            )
+        )
+
+    def join(tensors: list[torch.Tensor]) -> torch.Tensor:
+        stacked = torch.stack(tensors)
+        return stacked if stack else stacked.mean(0)
+
+    cross = [piece.cross for piece in pieces if piece.cross is not None]
+    diagonal = [piece.queries for piece in pieces if piece.queries is not None]
+    return Pieces(
+        join([piece.pool for piece in pieces]), join(cross) if cross else None, join(diagonal) if diagonal else None
+    )
+
+
+def _merge(pieces: list[Pieces], normalize: bool) -> Pieces:
+    """Each kernel scaled to a mean diagonal of 1, and added."""
+    scaled = [
+        piece.scaled(1.0 / float(piece.pool.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300))) for piece in pieces
+    ]
+    if normalize:
+        scaled = [_cosine(piece) for piece in scaled]
+    cross = [piece.cross for piece in scaled if piece.cross is not None]
+    queries = [piece.queries for piece in scaled if piece.queries is not None]
+    pool = sum((piece.pool for piece in scaled[1:]), start=scaled[0].pool)
+    return Pieces(
+        pool, sum(cross[1:], start=cross[0]) if cross else None, sum(queries[1:], start=queries[0]) if queries else None
+    )
+
+
+def _cosine(piece: Pieces) -> Pieces:
+    rows = piece.pool.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).rsqrt()
+    pool = piece.pool * rows[..., :, None] * rows[..., None, :]
+    if piece.cross is None or piece.queries is None:
+        return Pieces(pool, None, None)
+    columns = piece.queries.clamp_min(1e-300).rsqrt()
+    return Pieces(pool, piece.cross * rows[..., :, None] * columns[..., None, :], torch.ones_like(piece.queries))

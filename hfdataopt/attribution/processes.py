@@ -1,0 +1,68 @@
+"""How many processes score together, and which one this is. Accelerate is the distributed engine.
+
+Work is divided by shards of rows, written to a folder that every process reads; so results do not depend on the number
+of processes, and no tensors of unequal shapes are gathered.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's index and the number of processes."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> "Processes":
+        """Read from accelerate when a distributed run is under way, else one process."""
+        from accelerate.state import PartialState
+
+        if PartialState._shared_state or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            state = PartialState()
+            return cls(state.process_index, state.num_processes)
+        return cls()
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        if self.count > 1:
+            from accelerate.state import PartialState
+
+            PartialState().wait_for_everyone()
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's value, on every process."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        box = [value if self.is_main else None]
+        broadcast_object_list(box, from_process=0)
+        return box[0]
+
+    def run_on_main(self, function: Any) -> Any:
+        """Call ``function()`` on the main process and give its result to all; an error there is raised on every process."""
+        if self.count == 1:
+            return function()
+        outcome: Any = None
+        if self.is_main:
+            try:
+                outcome = (True, function())
+            except Exception as error:
+                outcome = (False, error)
+        succeeded, value = self.broadcast(outcome)
+        if not succeeded:
+            raise value
+        return value
+
+    def shared_folder(self) -> str:
+        """A temporary folder that all processes of this machine see; the caller removes it."""
+        return self.broadcast(tempfile.mkdtemp(prefix="hfdataopt-") if self.is_main else None)

@@ -1,0 +1,195 @@
+"""Row identity, and reading a dataset row by row in a fixed order.
+
+A row's id is its value in the column ``row_id`` where there is one (str or int, unique), else its position in the dataset
+handed over. Ids are never made under ``num_proc`` or on a stream, where positions are not identities.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hfdataopt.errors import DataError
+
+ROW_ID = "row_id"
+RowIds = list[int] | list[str]
+
+
+def with_row_ids(dataset: Any) -> Any:
+    """The dataset with a column ``row_id`` holding each row's position; returned as it is when it has (valid) ids."""
+    _refuse_stream(dataset, "with_row_ids")
+    if ROW_ID in dataset.column_names:
+        row_ids(dataset)
+        return dataset
+    return dataset.add_column(ROW_ID, list(range(len(dataset))))
+
+
+def row_ids(dataset: Any, who: str = "the dataset") -> RowIds:
+    """The ids of a map-style dataset's rows: its ``row_id`` column, else positions.
+
+    Raises:
+        DataError: ids that are neither all int nor all str, or not unique; the first duplicates are named.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if not columns or ROW_ID not in columns:
+        return list(range(len(dataset)))
+    ids = list(dataset[ROW_ID][:])
+    for kind in (int, str):
+        if all(isinstance(value, kind) and not isinstance(value, bool) for value in ids):
+            break
+    else:
+        wrong = next(
+            value
+            for value in ids
+            if not isinstance(value, int | str) or isinstance(value, bool) or type(value) is not type(ids[0])
+        )
+        raise DataError(f"{who}: column 'row_id' must hold only ints or only strings; got {wrong!r}")
+    if len(set(ids)) != len(ids):
+        seen: set[Any] = set()
+        twice = [value for value in ids if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
+        raise DataError(
+            f"{who}: column 'row_id' has {len(twice)} duplicates, for example {twice[:5]}; ids must be unique"
+        )
+    return ids
+
+
+def check_map_style(dataset: Any, who: str) -> None:
+    """Raise :class:`DataError` unless the dataset has a length and rows that can be read by position."""
+    if dataset is None:
+        raise DataError(f"{who} is None; pass a dataset")
+    _refuse_stream(dataset, who)
+    if len(dataset) == 0:
+        raise DataError(f"{who} is empty; there is nothing to score")
+
+
+def _refuse_stream(dataset: Any, who: str) -> None:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(
+            f"{who}: {type(dataset).__name__} is a stream, whose rows have no identity; load it as a map-style dataset "
+            "(for example Dataset.from_list(list(stream.take(10_000))))"
+        )
+
+
+def draw(ids: Sequence[Any], count: int, seed: int) -> list[int]:
+    """Positions of ``count`` rows drawn without replacement as a function of (seed, row id): row order cannot matter."""
+    return sorted(shuffled(ids, seed)[:count])
+
+
+def shuffled(ids: Sequence[Any], seed: int) -> list[int]:
+    """All positions in an order that is a function of (seed, row id)."""
+    keys = [hashlib.sha256(f"{seed}:{value!r}".encode()).digest() for value in ids]
+    return sorted(range(len(ids)), key=keys.__getitem__)
+
+
+# -- the fingerprint by which Scores recognise their dataset
+
+SAMPLED_ROWS = 64
+
+
+def sample_hashes(dataset: Any, ids: RowIds) -> list[dict[str, Any]]:
+    """One hash per column for up to 64 rows: ``[{"row_id": ..., "columns": {name: sha256}}]``; the ids are not hashed."""
+    sample = []
+    for position in draw(ids, SAMPLED_ROWS, seed=0):
+        row = dataset[position]
+        if not isinstance(row, Mapping):
+            return []
+        hashes = {name: _hash_value(value) for name, value in row.items() if name != ROW_ID}
+        sample.append({"row_id": ids[position], "columns": {k: v for k, v in hashes.items() if v is not None}})
+    return sample
+
+
+def _hash_value(value: Any) -> str | None:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        value = value.tolist()
+    try:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    except TypeError:
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# -- reading rows
+
+
+def pad_batch(rows: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> dict[str, Any]:
+    """Collate tokenized rows without a tokenizer: sequences are padded on the right, numbers become one tensor.
+
+    ``labels`` are padded with -100, ``attention_mask`` with 0 (and made where absent), all else with ``pad_token_id``.
+    """
+    batch: dict[str, Any] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if isinstance(values[0], list | tuple | np.ndarray | torch.Tensor) and np.ndim(values[0]) == 1:
+            tensors = [torch.as_tensor(value) for value in values]
+            fill = {"labels": -100, "attention_mask": 0, "token_type_ids": 0}.get(name, pad_token_id)
+            batch[name] = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
+        elif isinstance(values[0], bool | int | float | np.number | torch.Tensor):
+            batch["labels" if name == "label" else name] = torch.as_tensor(np.asarray(values))
+    if "input_ids" in batch and "attention_mask" not in batch:
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+    return batch
+
+
+class Rows:
+    """A dataset with row ids and a collator: what a scorer reads, always in dataset order.
+
+    Attributes:
+        dataset: map-style, without the columns that the collator could not take.
+        ids: the row ids, ``[rows]``.
+        side: ``"pool"`` or ``"queries"``, for messages.
+    """
+
+    def __init__(
+        self, dataset: Any, collate: Callable[[list[Any]], Any], *, side: str, keep: Sequence[str] | None = None
+    ):
+        check_map_style(dataset, f"the {side}" if side != "queries" else "queries=")
+        self.side = side
+        self.ids = row_ids(dataset, f"the {side}")
+        self.source = dataset
+        columns = getattr(dataset, "column_names", None)
+        drop = [c for c in columns if c == ROW_ID or (keep is not None and c not in keep)] if columns else []
+        self.dataset = dataset.remove_columns(drop) if drop else dataset
+        self.collate = collate
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @functools.cached_property
+    def contents(self) -> str:
+        """A hash of the contents of sampled rows."""
+        return hashlib.sha256(json.dumps(sample_hashes(self.source, self.ids)).encode()).hexdigest()[:16]
+
+    def batch(self, positions: Sequence[int]) -> dict[str, Any]:
+        """The collated batch of these rows."""
+        rows = [self.dataset[int(position)] for position in positions]
+        try:
+            batch = self.collate(rows)
+        except Exception as error:
+            raise DataError(
+                f"the {self.side}: the collator {getattr(self.collate, '__name__', type(self.collate).__name__)} failed on rows "
+                f"{[self.ids[p] for p in positions][:3]} with columns {sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0])}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return dict(batch)
+
+    def batches(
+        self, batch_size: int, positions: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """``(positions, batch)`` in order. No DataLoader: iterating one draws from the global random state."""
+        positions = range(len(self)) if positions is None else positions
+        for start in range(0, len(positions), batch_size):
+            chunk = [int(p) for p in positions[start : start + batch_size]]
+            yield chunk, self.batch(chunk)
+
+    def column(self, name: str) -> list[Any] | None:
+        """One column of the dataset as a list, or None where there is no such column."""
+        columns = getattr(self.source, "column_names", None)
+        if columns is not None:
+            return list(self.source[name][:]) if name in columns else None
+        first = self.source[0]
+        return [row[name] for row in self.source] if isinstance(first, Mapping) and name in first else None

@@ -1,0 +1,293 @@
+"""One scoring run: a scorer on a pool at one or more moments, kept on disk as it goes, combined into ``Scores``.
+
+Layout of a run's folder::
+
+    run.json                         scorer, options, fingerprints of pool and queries, the moments so far
+    learning_rates.jsonl             one line per optimizer step, for sums over checkpoints
+    step-000120-1f0c2a9b/            one moment: step and a hash of the weights
+        result.safetensors, result.json
+        ...                          shards of features, permutations, whatever the scorer keeps there
+    scores.safetensors, scores.json  the combined result
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from hfdataopt.attribution.processes import Processes
+from hfdataopt.attribution.quiet import untouched
+from hfdataopt.attribution.rows import ROW_ID, Rows, sample_hashes
+from hfdataopt.attribution.scorer import MEANINGS, Result, Scorer
+from hfdataopt.attribution.scores import Scores
+from hfdataopt.attribution.view import View
+from hfdataopt.console import say
+from hfdataopt.errors import StoreError
+from hfdataopt.gradients import weights_hash
+from hfdataopt.plugins import host
+
+EXPLAIN_TOKENS = 20_000_000  # input_ids kept beside the scores for `explain`, at most (80 MB)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When a scorer looks: optimizer steps taken, and the weight of this moment in a sum over learning rates."""
+
+    step: int
+    learning_rate: float = 1.0
+    epoch: float | None = None
+
+
+class ScoringRun:
+    """Runs a scorer at moments and combines them. Used by the callback and by ``attribute``.
+
+    Args:
+        folder: where everything is kept; None keeps nothing (then nothing can resume).
+        replace: what to do with a folder that holds another run: replace it and say so, or raise.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        pool: Rows,
+        queries: Rows | None,
+        *,
+        folder: str | os.PathLike[str] | None,
+        batch_size: int,
+        processing_class: Any = None,
+        autocast: str | None = None,
+        replace: bool = False,
+    ):
+        self.scorer = scorer
+        self.pool = pool
+        self.queries = queries if scorer.needs_queries else None
+        self.folder = Path(folder) if folder is not None else None
+        self.batch_size = batch_size
+        self.processing_class = processing_class
+        self.autocast = autocast
+        self.replace = replace
+        self.processes = Processes.current()
+        self.results: list[tuple[Moment, str, Result]] = []
+        self.seconds = 0.0
+        self._document = self._describe()
+
+    # -- the folder
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "scorer": self.scorer.name,
+            "options": _json_options(self.scorer),
+            "pool": _fingerprint(self.pool),
+            "queries": _fingerprint(self.queries) if self.queries is not None else None,
+        }
+
+    def open(self, resumed_step: int = 0) -> None:
+        """Open the folder: take over the moments up to ``resumed_step`` that this very run recorded before it was stopped.
+
+        Raises:
+            StoreError: the folder holds another run, or cannot be written.
+        """
+        if self.folder is None:
+            return
+        self.processes.run_on_main(lambda: self._prepare_folder(resumed_step))
+        for entry in self._recorded():
+            result = self._load_result(self.folder / entry["folder"])
+            if result is not None:
+                self.results.append(
+                    (Moment(entry["step"], entry["learning_rate"], entry["epoch"]), entry["weights"], result)
+                )
+
+    def _prepare_folder(self, resumed_step: int) -> None:
+        assert self.folder is not None
+        file = self.folder / "run.json"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if file.is_file():
+                found = json.loads(file.read_text())
+                differs = [name for name in self._document if found.get(name) != self._document[name]]
+                if differs and not self.replace:
+                    raise StoreError(
+                        f"{str(self.folder)!r} holds a run of scorer {found.get('scorer')!r} whose {' and '.join(differs)} differ from this "
+                        f"run's; choose another output_dir or remove the folder"
+                    )
+                if differs:
+                    say(
+                        f"{self.scorer.name}: replacing the scores of an earlier run with other {' and '.join(differs)} in {self.folder}"
+                    )
+                    shutil.rmtree(self.folder)
+                    self.folder.mkdir(parents=True)
+            moments = [entry for entry in self._recorded() if entry["step"] <= resumed_step]
+            if resumed_step == 0:
+                moments = [entry for entry in moments if entry["step"] == 0 and self.scorer_runs_at_start]
+            self._write_json(file, {**self._document, "moments": moments})
+        except (OSError, json.JSONDecodeError) as error:
+            raise StoreError(f"{self.scorer.name}: the folder {str(self.folder)!r} cannot be used: {error}") from error
+
+    scorer_runs_at_start = False
+
+    def _recorded(self) -> list[dict[str, Any]]:
+        assert self.folder is not None
+        file = self.folder / "run.json"
+        return json.loads(file.read_text()).get("moments", []) if file.is_file() else []
+
+    def _write_json(self, file: Path, document: Any) -> None:
+        try:
+            temporary = file.with_name(file.name + ".tmp")
+            temporary.write_text(json.dumps(document, indent=1, allow_nan=False))
+            os.replace(temporary, file)
+        except OSError as error:
+            raise StoreError(f"{self.scorer.name}: {str(file)!r} cannot be written: {error}") from error
+
+    # -- moments
+
+    def view(self, model: Any, moment: Moment, *, optimizer: Any = None, folder: Path | None = None) -> View:
+        return View(
+            model,
+            self.pool,
+            self.queries,
+            moment=moment,
+            optimizer=optimizer,
+            folder=folder,
+            batch_size=self.batch_size,
+            processing_class=self.processing_class,
+            autocast=self.autocast,
+            processes=self.processes,
+            name=self.scorer.name,
+        )
+
+    def check(self, model: Any) -> None:
+        """Let the scorer raise what can be known before training."""
+        with untouched(model):
+            self.scorer.check(self.view(model, Moment(0)))
+
+    def observe(self, model: Any, moment: Moment, optimizer: Any = None) -> Result:
+        """Score at this moment; a result already on disk for the same weights is taken instead."""
+        started = time.monotonic()
+        weights = weights_hash(model)
+        folder = self.folder / f"step-{moment.step:06d}-{weights[:8]}" if self.folder is not None else None
+        result = self._load_result(folder) if folder is not None else None
+        if result is None:
+            with untouched(model):
+                view = self.view(model, moment, optimizer=optimizer, folder=folder)
+                queries = len(self.queries) if self.queries is not None else 0
+                result = Result.of(self.scorer.score(view), len(self.pool), queries, self.scorer.name)
+                result.metadata = {**view.facts, **result.metadata}
+            if folder is not None:
+                self.processes.run_on_main(lambda: self._save_result(folder, result))
+        self.results = [entry for entry in self.results if entry[0].step != moment.step]
+        self.results.append((moment, weights, result))
+        if self.folder is not None:
+            self.processes.run_on_main(self._record_moments)
+        self.seconds += time.monotonic() - started
+        return result
+
+    def _record_moments(self) -> None:
+        assert self.folder is not None
+        moments = [
+            {**dataclasses.asdict(moment), "weights": weights, "folder": f"step-{moment.step:06d}-{weights[:8]}"}
+            for moment, weights, _ in self.results
+        ]
+        self._write_json(self.folder / "run.json", {**self._document, "moments": moments})
+
+    def _save_result(self, folder: Path, result: Result) -> None:
+        arrays = {
+            name: getattr(result, name)
+            for name in ("values", "matrix", "standard_errors")
+            if getattr(result, name) is not None
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "result.tmp")
+            os.replace(folder / "result.tmp", folder / "result.safetensors")
+        except OSError as error:
+            raise StoreError(f"{self.scorer.name}: the result cannot be written to {str(folder)!r}: {error}") from error
+        self._write_json(folder / "result.json", result.metadata)
+
+    def _load_result(self, folder: Path) -> Result | None:
+        if not (folder / "result.json").is_file():
+            return None
+        arrays = load_file(folder / "result.safetensors")
+        return Result(
+            arrays["values"],
+            arrays.get("matrix"),
+            arrays.get("standard_errors"),
+            json.loads((folder / "result.json").read_text()),
+        )
+
+    # -- the end
+
+    def finish(self) -> Scores:
+        """Combine the moments, save, tell observers, and print one line."""
+        if not self.results:
+            raise StoreError(f"{self.scorer.name}: no moment was scored; training ended before the first one")
+        results = sorted(self.results, key=lambda entry: entry[0].step)
+        combine = self.scorer.combine
+        if combine == "last":
+            results = results[-1:]
+        weights = [
+            moment.learning_rate if combine == "learning-rate-sum" else 1.0 / len(results) for moment, _, _ in results
+        ]
+        errors = [result.standard_errors for _, _, result in results]
+        scores = Scores(
+            values=sum(w * r.values for w, (_, _, r) in zip(weights, results, strict=True)),
+            row_ids=self.pool.ids,
+            matrix=None
+            if any(r.matrix is None for _, _, r in results)
+            else sum(w * r.matrix for w, (_, _, r) in zip(weights, results, strict=True)),
+            standard_errors=None
+            if any(error is None for error in errors)
+            else np.sqrt(sum((w * error) ** 2 for w, error in zip(weights, errors, strict=True))),
+            metadata={
+                **self._document,
+                "meaning": self.scorer.meaning,
+                "explanation": MEANINGS[self.scorer.meaning],
+                "combine": combine,
+                "rows": len(self.pool),
+                "by_position": ROW_ID not in (getattr(self.pool.source, "column_names", None) or []),
+                "sample": sample_hashes(self.pool.source, self.pool.ids),
+                "query_ids": None if self.queries is None else self.queries.ids,
+                "moments": [{**dataclasses.asdict(m), "weights": w, **r.metadata} for m, w, r in results],
+            },
+            pool_tokens=_tokens(self.pool),
+            query_tokens=_tokens(self.queries) if self.queries is not None else None,
+            tokenizer=self.processing_class,
+        )
+        if self.folder is not None:
+            self.processes.run_on_main(lambda: scores.save(self.folder))
+        host().hook.after_scoring(scores=scores)
+        if self.processes.is_main:
+            where = f"; saved in {self.folder}" if self.folder is not None else ""
+            say(f"{scores}; {len(results)} moment{'s' * (len(results) > 1)}, {self.seconds:.1f} s{where}")
+        return scores
+
+
+def _json_options(scorer: Scorer) -> dict[str, Any]:
+    options = {field.name: getattr(scorer, field.name) for field in dataclasses.fields(scorer) if field.init}
+    return {name: value if _is_json(value) else repr(value) for name, value in options.items()}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        return False
+
+
+def _fingerprint(rows: Rows) -> dict[str, Any]:
+    """Length, a hash of all ids and a hash of sampled contents."""
+    ids = hashlib.sha256(json.dumps(rows.ids).encode()).hexdigest()[:16]
+    return {"rows": len(rows), "ids": ids, "contents": rows.contents}
+
+
+def _tokens(rows: Rows) -> list[list[int]] | None:
+    tokens = rows.column("input_ids")
+    if tokens is None or sum(len(row) for row in tokens) > EXPLAIN_TOKENS:
+        return None
+    return [[int(token) for token in row] for row in tokens]

@@ -1,0 +1,357 @@
+"""``Scores``: one number per training row, with what is needed to join it to the right dataset, save it and explain it."""
+
+import json
+import os
+import tempfile
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from hfdataopt.attribution.rows import ROW_ID, RowIds, check_map_style, row_ids, sample_hashes
+from hfdataopt.attribution.scorer import MEANINGS
+from hfdataopt.errors import DataError, MissingDependencyError, OptionError, StoreError
+
+FORMAT = 1
+
+
+@dataclass
+class Scores:
+    """Scores of a pool. Higher = more helpful, always; ``meaning`` says what a low score stands for.
+
+    Attributes:
+        values: ``[rows]`` float64; NaN where a row could not be scored (it is never kept, and never gets 0).
+        row_ids: ``[rows]``, the column ``row_id`` of the pool, else positions.
+        matrix: ``[rows, queries]`` or None.
+        standard_errors: ``[rows]`` Monte Carlo errors or None.
+        metadata: scorer, options, meaning, moments, length and sampled hashes of the pool, precision and the like.
+        pool_tokens, query_tokens: ``input_ids`` of the rows, for :meth:`explain`; None where the rows have none.
+    """
+
+    values: np.ndarray
+    row_ids: RowIds
+    matrix: np.ndarray | None = None
+    standard_errors: np.ndarray | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    pool_tokens: list[list[int]] | None = field(default=None, repr=False)
+    query_tokens: list[list[int]] | None = field(default=None, repr=False)
+    tokenizer: Any = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    @property
+    def scorer(self) -> str:
+        return self.metadata.get("scorer", "unknown")
+
+    @property
+    def meaning(self) -> str:
+        """What high and low scores of this method say, as printed in reports."""
+        return MEANINGS.get(
+            self.metadata.get("meaning", ""), str(self.metadata.get("meaning", "higher = more helpful"))
+        )
+
+    @property
+    def by_position(self) -> bool:
+        """Whether the row ids are positions in the pool, because it had no column ``row_id``."""
+        return bool(self.metadata.get("by_position", False))
+
+    def __str__(self) -> str:
+        scored = self.values[~np.isnan(self.values)]
+        spread = (
+            f"min {scored.min():.4g}, median {np.median(scored):.4g}, max {scored.max():.4g}" if len(scored) else "none"
+        )
+        missing = len(self) - len(scored)
+        return f"{self.scorer}: {len(self)} rows ({spread}{f', {missing} without a score' if missing else ''}); {self.meaning}"
+
+    # -- ranking
+
+    def top(self, k: int | None = None, fraction: float | None = None) -> list[Any]:
+        """Row ids of the best ``k`` rows, or of the best ``fraction``, best first; ties by row id."""
+        return [self.row_ids[i] for i in self._ranked()[: count_of(k, fraction, len(self))]]
+
+    def bottom(self, k: int | None = None, fraction: float | None = None) -> list[Any]:
+        """Row ids of the worst rows, worst first: the ones to inspect. Ties by row id."""
+        return [self.row_ids[i] for i in self._ranked(worst_first=True)[: count_of(k, fraction, len(self))]]
+
+    def _ranked(self, worst_first: bool = False) -> list[int]:
+        sign = 1.0 if worst_first else -1.0
+        scored = [i for i in range(len(self)) if not np.isnan(self.values[i])]
+        return sorted(scored, key=lambda i: (sign * self.values[i], self.row_ids[i]))
+
+    # -- joining
+
+    def join(self, dataset: Any, column: str | None = None) -> Any:
+        """The dataset with a column of these scores (None where a row has none), after checking that it is the same data.
+
+        Rows are matched by the column ``row_id`` where the pool had one, else by position, and then the length must be
+        equal. Values of up to 64 sampled rows are compared by hash over the columns both have; the check that was made
+        is recorded in ``metadata["join_check"]``.
+
+        Raises:
+            DataError: another length, other ids, or other contents.
+        """
+        values = self.align(dataset)
+        name = column or f"score_{self.scorer}".replace("-", "_")
+        if name in dataset.column_names:
+            raise DataError(f"join: the dataset has a column {name!r} already; pass column=")
+        return dataset.add_column(name, [None if np.isnan(value) else float(value) for value in values])
+
+    def align(self, dataset: Any) -> np.ndarray:
+        """``[len(dataset)]`` scores in the order of the dataset, NaN where a row has none; checks as :meth:`join`."""
+        check_map_style(dataset, "join: the dataset")
+        has_ids = ROW_ID in (getattr(dataset, "column_names", None) or [])
+        if self.by_position:
+            if len(dataset) != len(self):
+                raise DataError(
+                    f"these scores belong to {len(self)} prepared rows identified by position, but the dataset has {len(dataset)}. "
+                    "The trainer may have dropped or packed rows, which a callback cannot see. Score with ids instead: "
+                    "train_dataset=with_row_ids(dataset), then trainer.add_callback(AttributionCallback(..., trainer=trainer)), "
+                    "or pass pool= the dataset that was prepared"
+                )
+            positions = list(range(len(self)))
+        else:
+            if not has_ids:
+                raise DataError(
+                    "these scores are keyed by row_id, but the dataset has no such column; join the dataset that has it"
+                )
+            where = {value: position for position, value in enumerate(self.row_ids)}
+            positions = [where.get(value, -1) for value in row_ids(dataset, "join: the dataset")]
+            if all(position < 0 for position in positions):
+                raise DataError("no row_id of the dataset has a score: it is another dataset")
+        self._check_contents(dataset, {p: i for i, p in enumerate(positions) if p >= 0})
+        return np.array([self.values[p] if p >= 0 else np.nan for p in positions])
+
+    def _check_contents(self, dataset: Any, position_in_dataset: dict[int, int]) -> None:
+        where = {value: position for position, value in enumerate(self.row_ids)}
+        compared: set[str] = set()
+        for sample in self.metadata.get("sample", []):
+            position = position_in_dataset.get(where.get(sample["row_id"], -1))
+            if position is None:
+                continue
+            got = sample_hashes(_OneRow(dataset[position]), [sample["row_id"]])[0]["columns"]
+            for name in sample["columns"].keys() & got.keys():
+                compared.add(name)
+                if sample["columns"][name] != got[name]:
+                    raise DataError(
+                        f"row {sample['row_id']!r} has another value in column {name!r} than when it was scored: these scores "
+                        "belong to another dataset, another order or another preparation of it"
+                    )
+        self.metadata["join_check"] = (
+            f"hash of columns {sorted(compared)}"
+            if compared
+            else ("length" if self.by_position else "row ids") + " only: no scored column in common"
+        )
+
+    # -- explaining
+
+    def explain(self, query: int, k: int = 5, *, dataset: Any = None) -> "Explanation":
+        """The rows that help and harm one query most.
+
+        Args:
+            query: position of the query in the queries.
+            k: rows on each side.
+            dataset: where to take the rows' text from; None decodes the stored ``input_ids``.
+
+        Raises:
+            DataError: the method has no per-query scores; the message says which option keeps them.
+        """
+        if self.matrix is None:
+            raise DataError(
+                f"scores of {self.scorer!r} have no per-query matrix; freeshap keeps one with per_query=True"
+            )
+        queries = self.matrix.shape[1]
+        if not 0 <= query < queries:
+            raise OptionError(f"explain: query={query} is not among the {queries} queries (0 to {queries - 1})")
+        if k < 1:
+            raise OptionError(f"explain: k={k} must be at least 1")
+        column = self.matrix[:, query]
+        order = [i for i in np.argsort(-column, kind="stable") if not np.isnan(column[i])]
+        texts = self._texts(dataset)
+        entry = lambda i: ExplainedRow(self.row_ids[i], float(column[i]), texts(i))  # noqa: E731
+        query_text = self._decode(self.query_tokens[query]) if self.query_tokens else None
+        return Explanation(
+            query, query_text, [entry(i) for i in order[:k]], [entry(i) for i in order[::-1][:k]], self.meaning
+        )
+
+    def _texts(self, dataset: Any) -> Any:
+        if dataset is None:
+            tokens = self.pool_tokens
+            return (lambda i: self._decode(tokens[i])) if tokens is not None else (lambda i: None)
+        self.align(dataset)
+        ids = range(len(dataset)) if self.by_position else row_ids(dataset)
+        where = {value: position for position, value in enumerate(ids)}
+        return lambda i: row_text(dataset[where[self.row_ids[i]]]) if self.row_ids[i] in where else None
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        if self.tokenizer is None:
+            return f"{len(tokens)} tokens: {list(tokens)[:12]}"
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    # -- disk
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder: ``scores.safetensors`` (numbers) and ``scores.json`` (ids, metadata), and the tokenizer if any."""
+        folder = Path(path)
+        arrays = {"values": self.values}
+        for name in ("matrix", "standard_errors"):
+            if getattr(self, name) is not None:
+                arrays[name] = np.ascontiguousarray(getattr(self, name))
+        for name in ("pool_tokens", "query_tokens"):
+            tokens = getattr(self, name)
+            if tokens is not None:
+                arrays[name] = np.array([t for row in tokens for t in row], dtype=np.int32)
+                arrays[f"{name}_lengths"] = np.array([len(row) for row in tokens], dtype=np.int64)
+        document = {"format": FORMAT, "row_ids": self.row_ids, "metadata": self.metadata}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                save_file(arrays, Path(work) / "scores.safetensors")
+                (Path(work) / "scores.json").write_text(json.dumps(document, allow_nan=False))
+                for name in ("scores.safetensors", "scores.json"):
+                    os.replace(Path(work) / name, folder / name)
+            if self.tokenizer is not None and hasattr(self.tokenizer, "save_pretrained"):
+                self.tokenizer.save_pretrained(folder / "tokenizer")
+        except OSError as error:
+            raise StoreError(f"scores of {self.scorer!r} could not be written to {str(folder)!r}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Scores":
+        """Scores from a folder written by :meth:`save`. Nothing in it is executed."""
+        folder = Path(path)
+        try:
+            document = json.loads((folder / "scores.json").read_text())
+            arrays = load_file(folder / "scores.safetensors")
+            if document["format"] != FORMAT:
+                raise StoreError(f"{str(folder)!r} has format {document['format']}; this version reads format {FORMAT}")
+            ids, metadata, values = document["row_ids"], document["metadata"], arrays["values"]
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"{str(folder)!r} does not hold readable scores: {type(error).__name__}: {error}"
+            ) from error
+        if len(ids) != len(values):
+            raise StoreError(f"{str(folder)!r} holds {len(ids)} row ids but {len(values)} values")
+        tokens = {name: _ragged(arrays, name) for name in ("pool_tokens", "query_tokens")}
+        tokenizer = None
+        if (folder / "tokenizer").is_dir():
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), trust_remote_code=False)
+        return cls(
+            values, ids, arrays.get("matrix"), arrays.get("standard_errors"), metadata, tokenizer=tokenizer, **tokens
+        )
+
+    def plot(self, path: str | os.PathLike[str] | None = None, *, highlight: Sequence[bool] | None = None) -> Any:
+        """Rank plot of the scores, with the standard errors where there are any; saved to ``path`` if given.
+
+        Args:
+            highlight: ``[rows]``, rows to mark (known label errors, say).
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise MissingDependencyError("Scores.plot needs matplotlib: pip install 'hfdataopt[plot]'") from error
+        order = np.array(self._ranked(worst_first=True))
+        values = self.values[order]
+        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(values, lw=1.2, color="tab:blue", label="score")
+        if self.standard_errors is not None:
+            errors = self.standard_errors[order]
+            axes.fill_between(
+                range(len(order)), values - errors, values + errors, alpha=0.25, lw=0, label="± standard error"
+            )
+        if highlight is not None:
+            marked = np.flatnonzero(np.asarray(highlight, bool)[order])
+            axes.plot(marked, values[marked], "|", color="tab:red", ms=9, label="marked rows")
+        axes.axhline(0, color="0.6", lw=0.8)
+        axes.set(xlabel="rows, most suspicious first", ylabel="score", title=f"{self.scorer}: {len(self)} rows")
+        axes.legend(frameon=False)
+        axes.text(
+            0.99,
+            0.02,
+            textwrap.shorten(self.meaning, 90),
+            transform=axes.transAxes,
+            ha="right",
+            fontsize=7,
+            color="0.4",
+        )
+        if path is not None:
+            figure.savefig(path, dpi=120)
+        return figure
+
+
+@dataclass(frozen=True)
+class ExplainedRow:
+    """One training row in an explanation."""
+
+    row_id: Any
+    score: float
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The rows that help and harm one query most, best and worst first."""
+
+    query: int
+    query_text: str | None
+    helpful: list[ExplainedRow]
+    harmful: list[ExplainedRow]
+    meaning: str
+
+    def __str__(self) -> str:
+        lines = [f"query {self.query}" + (f": {self.query_text}" if self.query_text else "")]
+        for title, rows in (("most helpful", self.helpful), ("most harmful", self.harmful)):
+            lines.append(f"  {title}")
+            lines += [f"    {row.score:+.4g}  row {row.row_id}  {row.text or ''}".rstrip() for row in rows]
+        return "\n".join(lines)
+
+
+class _OneRow:
+    """A dataset of one row, for hashing it as the pool's rows were hashed."""
+
+    def __init__(self, row: Any):
+        self.row = row
+
+    def __getitem__(self, _: int) -> Any:
+        return self.row
+
+
+def row_text(row: Any, width: int = 160) -> str:
+    """The text of a row for a person: its string columns (messages joined), shortened; a label follows where there is one."""
+    parts = []
+    for name, value in row.items():
+        if name == ROW_ID:
+            continue
+        if isinstance(value, str):
+            parts.append(value)
+        elif isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
+            parts += [f"{message.get('role', '')}: {message['content']}" for message in value]
+    return textwrap.shorten(" | ".join(parts), width, placeholder=" ...")
+
+
+def _ragged(arrays: dict[str, np.ndarray], name: str) -> list[list[int]] | None:
+    if name not in arrays:
+        return None
+    ends = np.cumsum(arrays[f"{name}_lengths"])
+    return [part.tolist() for part in np.split(arrays[name], ends[:-1])] if len(ends) else []
+
+
+def count_of(k: int | None, fraction: float | None, rows: int) -> int:
+    """How many rows ``k`` or ``fraction`` asks for; exactly one must be given."""
+    if (k is None) == (fraction is None):
+        raise OptionError(f"give exactly one of k and fraction; got k={k}, fraction={fraction}")
+    if k is not None:
+        if isinstance(k, bool) or not isinstance(k, int) or not 0 < k <= rows:
+            raise OptionError(f"k={k!r} must be a whole number from 1 to {rows}, the number of rows")
+        return k
+    if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+        raise OptionError(f"fraction={fraction!r} must be above 0 and at most 1")
+    return max(1, round(fraction * rows))

@@ -1,0 +1,223 @@
+"""Classification as the kernel scorers see it: class labels of pool and queries, and one scalar per class and row.
+
+Three heads give the scalar that is differentiated:
+
+- ``model``: the model's own classification head
+- ``probe``: a linear probe fitted on the pool's pooled features; the model's head, often untrained, is not used
+- ``prompt``: for masked and causal LMs, the logits of the label words at the position of the answer, as FreeShap's paper
+  does. The label words are the tokens that occur there as labels in the pool.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from hfdataopt.attribution.probe import LinearProbe
+from hfdataopt.attribution.rows import Rows
+from hfdataopt.errors import DataError, OptionError
+
+MAX_LABEL_WORDS = 64
+Pooling = Literal["auto", "mean", "first", "last"]
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """Labels of pool and queries as indices into ``classes``.
+
+    Attributes:
+        classes: the label values that occur in the pool, ascending: class ids, or token ids of label words.
+        pool: ``[n]`` long. queries: ``[t]`` long, or None without queries.
+        words: whether the labels are tokens predicted by a language model.
+    """
+
+    classes: list[int]
+    pool: torch.Tensor
+    queries: torch.Tensor | None
+    words: bool
+
+    @property
+    def count(self) -> int:
+        return len(self.classes)
+
+
+def read_labels(model: Any, pool: Rows, queries: Rows | None, who: str, batch_size: int = 64) -> ClassLabels:
+    """Class labels of every row, checked.
+
+    Raises:
+        DataError: labels that are missing, not whole numbers, NaN, out of range, of one class only, or a query label that
+            no pool row has. The message names scorer, side and row ids.
+    """
+    pool_values, words = _labels_of(model, pool, who, batch_size)
+    classes = sorted(set(pool_values))
+    if len(classes) < 2:
+        raise DataError(
+            f"{who}: all {len(pool)} pool rows have the label {classes[0]}; at least two classes are needed"
+        )
+    if words and len(classes) > MAX_LABEL_WORDS:
+        raise DataError(
+            f"{who} is for classification, but the answers of the pool begin with {len(classes)} different tokens (at most "
+            f"{MAX_LABEL_WORDS} are taken for label words); for free text use tracin, loss or another gradient scorer"
+        )
+    index = {value: position for position, value in enumerate(classes)}
+    query_labels = None
+    if queries is not None:
+        query_values, _ = _labels_of(model, queries, who, batch_size)
+        unknown = [(queries.ids[i], value) for i, value in enumerate(query_values) if value not in index]
+        if unknown:
+            raise DataError(
+                f"{who}: query row {unknown[0][0]!r} has the label {unknown[0][1]}, which no pool row has ({len(unknown)} such queries)"
+            )
+        query_labels = torch.tensor([index[value] for value in query_values])
+    return ClassLabels(classes, torch.tensor([index[value] for value in pool_values]), query_labels, words)
+
+
+def _labels_of(model: Any, rows: Rows, who: str, batch_size: int) -> tuple[list[int], bool]:
+    side = f"{who}: the {rows.side}"
+    values: list[int] = []
+    words = False
+    for positions, batch in rows.batches(batch_size):
+        labels = batch.get("labels", batch.get("label"))
+        ids = [rows.ids[p] for p in positions]
+        if labels is None:
+            raise DataError(
+                f"{side} have no labels after collation (columns {sorted(batch)}); a column 'label' or 'labels' is needed"
+            )
+        if not isinstance(labels, torch.Tensor):
+            raise DataError(f"{side}: labels must be collated to a tensor; got {type(labels).__name__}")
+        if labels.ndim == 2:
+            words = True
+            values += _answer_tokens(model, labels, ids, side)[1].tolist()
+            continue
+        if labels.is_floating_point():
+            bad = torch.nonzero(torch.isnan(labels)).flatten().tolist()
+            where = f"row {ids[bad[0]]!r} is NaN" if bad else f"row {ids[0]!r} is {labels[0].item()!r}"
+            raise DataError(f"{side}: class labels must be whole numbers, but {where} ({labels.dtype})")
+        values += labels.tolist()
+        count = getattr(model.config, "num_labels", None)
+        for row, value in zip(ids, labels.tolist(), strict=True):
+            if value < 0 or (count is not None and value >= count):
+                raise DataError(
+                    f"{side}: row {row!r} has the label {value}, but the model has classes 0 to {(count or 0) - 1}"
+                )
+    return values, words
+
+
+def _answer_tokens(model: Any, labels: torch.Tensor, ids: Any, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Position and token id ``[b]`` of the first labelled token of each row; for a causal LM of the first after position 0."""
+    labelled = labels != -100
+    if is_causal(model):
+        labelled = labelled.clone()
+        labelled[:, 0] = False
+    empty = torch.nonzero(~labelled.any(1)).flatten().tolist()
+    if empty:
+        raise DataError(f"{side}: row {ids[empty[0]]!r} has no labelled token (all labels are -100)")
+    position = labelled.long().argmax(1)
+    return position, labels.gather(1, position[:, None])[:, 0]
+
+
+def is_causal(model: Any) -> bool:
+    """Whether the model's labels are shifted by one: a causal LM, also inside a PEFT wrapper."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def is_language_model(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return is_causal(model) or type(inner).__name__.endswith("ForMaskedLM")
+
+
+# -- features
+
+
+def body_of(model: Any) -> Any:
+    """The transformer without its head: ``base_model`` of a ``PreTrainedModel``, seen through a PEFT wrapper."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(inner, "base_model", inner)
+
+
+def pooled_features(model: Any, batch: dict[str, Any], pooling: Pooling = "auto") -> torch.Tensor:
+    """Last hidden state of each row, pooled: ``[b, d]`` float32.
+
+    ``auto`` is the last real token for models that attend causally, the mean over real tokens for others.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "label", "row_id")}
+    hidden = body_of(model)(**inputs).last_hidden_state.float()
+    mask = batch.get("attention_mask")
+    mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden)
+    if pooling == "auto":
+        pooling = "last" if is_causal(model) or _attends_causally(model) else "mean"
+    if pooling == "mean":
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+    positions = torch.arange(hidden.shape[1], device=hidden.device) * mask
+    index = positions.argmax(1) if pooling == "last" else mask.argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), index]
+
+
+def _attends_causally(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(inner.config, "is_encoder_decoder", False):
+        return False
+    return any(getattr(module, "is_causal", False) is True for module in inner.modules())
+
+
+# -- heads: callables (model, batch) -> logits [b, c]
+
+Head = Callable[[Any, dict[str, Any]], torch.Tensor]
+
+
+def model_head(classes: list[int]) -> Head:
+    """The model's own class logits, restricted to the classes of the pool."""
+
+    def logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "label", "row_id")}
+        return model(**inputs).logits[:, classes].float()
+
+    return logits
+
+
+def probe_head(probe: LinearProbe, pooling: Pooling) -> Head:
+    """Logits of a linear probe on the pooled last hidden state."""
+
+    def logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        features = pooled_features(model, batch, pooling)
+        return features @ probe.weight.to(features).T + probe.bias.to(features)
+
+    return logits
+
+
+def prompt_head(classes: list[int]) -> Head:
+    """Logits of the label words where the answer stands: at its position (masked LM), or one before (causal LM)."""
+
+    def logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "label", "row_id")}
+        position, _ = _answer_tokens(model, batch["labels"], range(len(batch["labels"])), "prompt head")
+        position = position - 1 if is_causal(model) else position
+        out = model(**inputs).logits
+        return out[torch.arange(len(out), device=out.device), position][:, classes].float()
+
+    return logits
+
+
+def scalar_of(
+    head: Head, coefficients: torch.Tensor
+) -> Callable[[Any, dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]:
+    """The engine's target: ``(sum_k coefficients_k * logit_k [b], ones [b])``."""
+
+    def target(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = head(model, batch)
+        return logits @ coefficients.to(logits), torch.ones(len(logits), device=logits.device)
+
+    return target
+
+
+def resolve_head(name: str, model: Any, labels: ClassLabels, who: str) -> str:
+    """``auto`` decided: ``prompt`` for language models, else ``probe``; a head that does not fit the model is an error."""
+    language = is_language_model(model)
+    if name == "auto":
+        return "prompt" if language else "probe"
+    if (name == "prompt") != language or labels.words != language:
+        kind = "language model" if language else "classifier"
+        raise OptionError(f"{who}: head={name!r} does not fit the {kind} {type(model).__name__}; use head='auto'")
+    return name

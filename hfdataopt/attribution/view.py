@@ -1,0 +1,401 @@
+"""What a scorer sees at one moment: the model as it is, pool and queries, and the engines, each result kept on disk.
+
+Work is done in shards of rows. With a folder every finished shard is on disk, so a killed run repeats less than one; with
+several processes the shards are divided among them and read back by all.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hfdataopt.attribution.processes import Processes
+from hfdataopt.attribution.rows import Rows, draw
+from hfdataopt.attribution.task import Pooling, pooled_features
+from hfdataopt.console import say
+from hfdataopt.gradients import (
+    Basis,
+    GradientStore,
+    find_blocks,
+    fit_basis,
+    kept_share,
+    per_example_gradients,
+    weights_hash,
+)
+from hfdataopt.gradients.capture import refuse_reentrant
+from hfdataopt.plugins import host
+
+if TYPE_CHECKING:
+    from hfdataopt.attribution.run import Moment
+    from hfdataopt.gradients import ShardedArray
+
+ROWS_PER_SHARD = 256
+BASIS_ROWS = 128  # of the pool, and as many of the queries
+SHARE_ROWS = 32  # of each side, on which the kept share of the gradient norm is measured
+
+
+class GradientFeatures(NamedTuple):
+    """Features ``[rows, d]`` float32, target sums ``[rows]`` (nats for a loss) and labelled tokens ``[rows]``.
+
+    ``features`` is memory-mapped where it is on disk: slices read what they need.
+    """
+
+    features: "np.ndarray | ShardedArray"
+    loss_sum: torch.Tensor
+    tokens: torch.Tensor
+
+    def blocks(self, rows: int = 4096) -> Iterator[torch.Tensor]:
+        """The features in blocks of rows, float64."""
+        for start in range(0, len(self.features), rows):
+            yield torch.from_numpy(np.array(self.features[start : start + rows], dtype=np.float64))
+
+    def whole(self) -> torch.Tensor:
+        """All features, float64."""
+        return torch.cat(list(self.blocks()))
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))
+
+
+def custom_loss(model: Any, batch: dict[str, Any]) -> Any:
+    """What a plugin's ``per_example_loss`` hook says of this model; None when no plugin knows it."""
+    return host().hook.per_example_loss(model=model, batch=batch)
+
+
+class View:
+    """What ``Scorer.score`` gets.
+
+    Attributes:
+        model: the live model, in eval mode; a scorer must not change it.
+        pool, queries: :class:`Rows`; ``queries`` is None for a scorer that needs none.
+        moment: step, epoch and learning rate.
+        optimizer: the live optimizer, a :class:`Checkpoint`, or None.
+        folder: where this moment's shards are kept, or None.
+        facts: JSON-serialisable facts that go into the metadata of the scores.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        pool: Rows,
+        queries: Rows | None,
+        *,
+        moment: "Moment",
+        optimizer: Any,
+        folder: Path | None,
+        batch_size: int,
+        processing_class: Any,
+        autocast: str | None,
+        processes: Processes,
+        name: str,
+    ):
+        self.model, self.pool, self.queries = model, pool, queries
+        self.moment, self.optimizer, self.folder = moment, optimizer, folder
+        self.batch_size, self.processing_class, self.autocast = batch_size, processing_class, autocast
+        self.processes, self.name = processes, name
+        self.facts: dict[str, Any] = {}
+        self._weights: str | None = None
+        self._bases: dict[str, Basis] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def weights(self) -> str:
+        """Hash of the model's weights, by which stores are recognised."""
+        if self._weights is None:
+            self._weights = weights_hash(self.model)
+        return self._weights
+
+    def rows(self, side: str) -> Rows:
+        """The rows of ``"pool"`` or ``"queries"``."""
+        rows = self.pool if side == "pool" else self.queries
+        assert rows is not None, f"scorer {self.name!r} reads queries but declares needs_queries=False"
+        return rows
+
+    def batches(self, side: str, positions: Any = None) -> Iterator[dict[str, Any]]:
+        """Collated batches on the model's device, in order; ``row_id`` holds the ids."""
+        rows = self.rows(side)
+        for chunk, batch in rows.batches(self.batch_size, positions):
+            moved = {
+                name: value.to(self.device) if isinstance(value, torch.Tensor) else value
+                for name, value in batch.items()
+            }
+            yield {**moved, "row_id": [rows.ids[position] for position in chunk]}
+
+    # -- one number, or one vector, per row
+
+    def per_row(
+        self,
+        side: str,
+        what: str,
+        function: Callable[[dict[str, Any]], torch.Tensor],
+        manifest: dict[str, Any] | None = None,
+    ) -> torch.Tensor:
+        """``function(batch) -> [b, ...]`` for all rows of a side: ``[rows, ...]`` float32 on the CPU, kept as ``what``."""
+
+        def shard(positions: list[int]) -> dict[str, torch.Tensor]:
+            with torch.no_grad(), self._autocast():
+                parts = [function(batch).detach().float().cpu() for batch in self.batches(side, positions)]
+            return {"values": torch.cat(parts)}
+
+        return _tensor(self._sharded(side, what, {"kind": what, **(manifest or {})}, shard)["values"])
+
+    def pointwise(
+        self, side: str, what: str, score_batch: Callable[[Any, dict[str, Any]], torch.Tensor]
+    ) -> torch.Tensor:
+        """``score_batch(model, batch) -> [b]`` for all rows: ``[rows]`` float32."""
+        return self.per_row(
+            side, what, lambda batch: score_batch(self.model, {k: v for k, v in batch.items() if k != "row_id"})
+        )
+
+    def _autocast(self) -> Any:
+        dtype = getattr(torch, self.autocast) if self.autocast else None
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def embeddings(self, side: str, pooling: Pooling = "auto") -> torch.Tensor:
+        """Pooled last hidden states ``[rows, d]`` float32 of a side."""
+        return self.per_row(
+            side,
+            f"embeddings-{pooling}",
+            lambda batch: pooled_features(self.model, batch, pooling),
+        )
+
+    # -- gradients
+
+    def check_gradients(self, layers: Any) -> None:
+        """Raise what can be known before training: no layer selected, reentrant checkpointing."""
+        find_blocks(self.model, layers)
+        refuse_reentrant(self.model)
+
+    def gradients(
+        self,
+        side: str,
+        *,
+        target: str = "loss",
+        of: Any = "loss",
+        basis: str = "eigen",
+        floats_per_row: int = 8192,
+        layers: Any = None,
+        dtype: str | None = None,
+        on_nonfinite: str = "error",
+        seed: int = 0,
+    ) -> GradientFeatures:
+        """Per-example gradients of a side: features ``[rows, d]`` float32, loss sums and token counts.
+
+        Args:
+            target: names what is differentiated, for the store.
+            of: ``"loss"``, ``"logit"`` or a callable ``(model, batch) -> (value [b], tokens [b])``.
+
+        A row skipped for a non-finite gradient has NaN features.
+        """
+        dtype = dtype or self.autocast or "float32"
+        fitted = self._basis(target, of, basis, floats_per_row, layers, dtype, on_nonfinite, seed)
+        rows = self.rows(side)
+
+        def shard(positions: list[int]) -> dict[str, torch.Tensor]:
+            where = {rows.ids[position]: index for index, position in enumerate(positions)}
+            out: dict[str, torch.Tensor] = {}
+            for part in per_example_gradients(
+                self.model,
+                self.batches(side, positions),
+                of=of,
+                basis=fitted,
+                layers=layers,
+                dtype=dtype,
+                on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
+                custom_loss=custom_loss,
+            ):
+                if not out:
+                    out = {
+                        "features": torch.full((len(positions), part.features.shape[1]), float("nan")),
+                        "loss_sum": torch.full((len(positions),), float("nan")),
+                        "tokens": torch.zeros(len(positions), dtype=torch.long),
+                    }
+                index = [where[row] for row in part.row_ids]
+                out["features"][index] = part.features
+                out["loss_sum"][index] = part.loss_sum
+                out["tokens"][index] = part.tokens.long()
+            return out
+
+        manifest = {
+            "kind": "gradients",
+            "target": target,
+            "basis": fitted.hash,
+            "dtype": dtype,
+            "layers": fitted.layers,
+        }
+        arrays = self._sharded(side, f"gradients-{target}", manifest, shard, tuple(GradientFeatures._fields))
+        loss_sum, tokens = _tensor(arrays["loss_sum"]), _tensor(arrays["tokens"])
+        skipped = int(torch.isnan(loss_sum).sum())
+        if skipped:
+            say(f"{self.name}: {skipped} rows of the {side} have non-finite gradients and get no score")
+            self.facts[f"skipped_{side}"] = skipped
+        return GradientFeatures(arrays["features"], loss_sum, tokens)
+
+    def gradient_products(self, *, of: Any = "loss", target: str = "loss", **options: Any) -> torch.Tensor:
+        """Inner products of pool and query gradients ``[rows, queries]`` float64; exact ones when ``basis="exact"``."""
+        if options.get("basis") == "exact":
+            from hfdataopt.gradients.exact import gram
+
+            shared = {name: options.get(name) for name in ("layers", "dtype", "on_nonfinite")}
+            shared["dtype"] = shared["dtype"] or self.autocast or "float32"
+
+            def shard(positions: list[int]) -> dict[str, torch.Tensor]:
+                rows = list(self.batches("pool", positions))
+                return {
+                    "values": gram(
+                        self.model, rows, list(self.batches("queries")), of=of, custom_loss=custom_loss, **shared
+                    )
+                }
+
+            manifest = {"kind": "products", "target": target, "queries": self.rows("queries").contents, **shared}
+            return _tensor(self._sharded("pool", f"products-{target}", manifest, shard)["values"])
+        queries = self.gradients("queries", of=of, target=target, **options).whole().T
+        return torch.cat(
+            [block @ queries for block in self.gradients("pool", of=of, target=target, **options).blocks()]
+        )
+
+    def squared_gradient_norms(
+        self, side: str, *, of: Any = "loss", target: str = "loss", **options: Any
+    ) -> torch.Tensor:
+        """Squared norm of each row's gradient ``[rows]`` float64; exact when ``basis="exact"``, else of the projection."""
+        if options.get("basis") != "exact":
+            features = self.gradients(side, of=of, target=target, **options)
+            return torch.cat([block.square().sum(1) for block in features.blocks()])
+        from hfdataopt.gradients.exact import squared_norms
+
+        shared = {name: options.get(name) for name in ("layers", "dtype", "on_nonfinite")}
+        shared["dtype"] = shared["dtype"] or self.autocast or "float32"
+
+        def shard(positions: list[int]) -> dict[str, torch.Tensor]:
+            return {
+                "values": squared_norms(
+                    self.model, self.batches(side, positions), of=of, custom_loss=custom_loss, **shared
+                )
+            }
+
+        return _tensor(
+            self._sharded(side, f"norms-{target}", {"kind": "norms", "target": target, **shared}, shard)["values"]
+        )
+
+    def _basis(
+        self,
+        target: str,
+        of: Any,
+        kind: str,
+        floats_per_row: int,
+        layers: Any,
+        dtype: str,
+        on_nonfinite: str,
+        seed: int,
+    ) -> Basis:
+        """One basis per moment and target, fitted on a sample of pool and queries, on disk where there is a folder."""
+        described = json.dumps([target, kind, floats_per_row, layers, dtype, seed])
+        if described in self._bases:
+            return self._bases[described]
+        name = f"basis-{target}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
+        folder = None if self.folder is None else self.folder / name
+
+        def fit() -> Basis:
+            if folder is not None and (folder / "done").is_file():
+                return Basis.load(folder)
+            sides = ["pool", *(["queries"] if self.queries is not None else [])]
+            sample = [
+                {**batch, "row_id": [f"{side}:{row}" for row in batch["row_id"]]}
+                for side in sides
+                for batch in self.batches(side, draw(self.rows(side).ids, BASIS_ROWS, seed))
+            ]
+            shared: dict[str, Any] = {"of": of, "layers": layers, "dtype": dtype, "custom_loss": custom_loss}
+            basis = fit_basis(
+                self.model,
+                sample,
+                kind=kind,  # type: ignore[arg-type]
+                floats_per_row=floats_per_row,
+                seed=seed,
+                rows=None,
+                on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
+                **shared,
+            )
+            basis.metadata["kept_share"] = {side: self._kept_share(side, basis, seed, shared) for side in sides}
+            if folder is not None:
+                basis.save(folder)
+                (folder / "done").touch()
+            return basis
+
+        fitted = fit() if self.processes.count == 1 else self.processes.run_on_main(fit)
+        self._bases[described] = fitted
+        self.facts.setdefault("basis", {})[target] = {
+            "kind": fitted.kind,
+            "floats": fitted.size,
+            "hash": fitted.hash,
+            "kept_share": fitted.metadata.get("kept_share"),
+        }
+        return fitted
+
+    def _kept_share(self, side: str, basis: Basis, seed: int, shared: dict[str, Any]) -> float | None:
+        rows = self.rows(side)
+        fitted_on = set(draw(rows.ids, BASIS_ROWS, seed))
+        others = [position for position in range(len(rows)) if position not in fitted_on]
+        positions = [others[i] for i in draw([rows.ids[p] for p in others], SHARE_ROWS, seed)] or sorted(fitted_on)[
+            :SHARE_ROWS
+        ]
+        share = kept_share(self.model, basis, list(self.batches(side, positions)), rows=None, name=side, **shared)
+        return None if share != share else round(share, 4)
+
+    # -- shards
+
+    def _sharded(
+        self,
+        side: str,
+        what: str,
+        manifest: dict[str, Any],
+        compute: Callable[[list[int]], dict[str, torch.Tensor]],
+        names: tuple[str, ...] = ("values",),
+    ) -> dict[str, Any]:
+        """``compute`` on every shard of rows, and the shards joined by name; from disk where they are there."""
+        rows = self.rows(side)
+        shards = [
+            list(range(start, min(start + ROWS_PER_SHARD, len(rows)))) for start in range(0, len(rows), ROWS_PER_SHARD)
+        ]
+        bar = self._progress(f"{what} ({side})", len(rows))
+        if self.folder is None and self.processes.count == 1:
+            parts = []
+            for positions in shards:
+                parts.append(compute(positions))
+                bar.update(len(positions))
+            bar.close()
+            return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+        if self.folder is None:
+            self.folder = Path(self.processes.shared_folder())
+        manifest = {**manifest, "weights": self.weights, "model": type(self.model).__name__, "rows": rows.contents}
+        name = f"{what}-{side}-{hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:8]}"
+        open_store = lambda: GradientStore.open_or_create(self.folder / name, manifest, rows.ids, ROWS_PER_SHARD)  # noqa: E731
+        self.processes.run_on_main(lambda: open_store() and None)
+        store = open_store()
+        missing = [index for index in store.missing_shards() if index % self.processes.count == self.processes.index]
+        self.processes.wait()  # before any write, so that every process saw the same shards missing
+        for index in missing:
+            store.write(index, compute(shards[index]))
+            bar.update(len(shards[index]))
+        bar.close()
+        self.processes.wait()
+        return {name: store.read(name) for name in names}
+
+    def _progress(self, what: str, total: int) -> Any:
+        from tqdm.auto import tqdm
+
+        return tqdm(
+            total=total,
+            desc=f"{self.name}: {what}",
+            unit="row",
+            leave=False,
+            delay=2,
+            disable=not self.processes.is_main,
+        )

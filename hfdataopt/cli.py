@@ -1,0 +1,62 @@
+"""The command line: a table of verbs. Each verb is a module with ``add_arguments(parser)`` and ``run(arguments)``.
+
+A new verb is one line in ``VERBS`` and one module in ``hfdataopt/commands``; modules are imported when their verb is used.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "demo": (
+        "hfdataopt.commands.demo",
+        "find mislabelled rows of a text classifier's training data, from install to report",
+    ),
+    "plugins": (
+        "hfdataopt.commands.plugins",
+        "list every installed component, its plugin and options, and what failed to load",
+    ),
+    "score": ("hfdataopt.commands.score", "score a dataset with a model or with saved checkpoints"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status. Errors of ours are one line on stderr and status 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="hfdataopt",
+        description="Which training examples, and which prompts, really make a Hugging Face model better.",
+        epilog="verbs:\n" + "\n".join(f"  {verb:<10}{help_text}" for verb, (_, help_text) in VERBS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("verb", nargs="?", choices=VERBS, help="what to do; 'hfdataopt VERB --help' tells more")
+    arguments, _ = parser.parse_known_args(argv[:1])
+    if arguments.version:
+        from hfdataopt import __version__
+
+        print(__version__)
+        return 0
+    if arguments.verb is None:
+        parser.print_help()
+        return 2
+    module_name, help_text = VERBS[arguments.verb]
+    command = importlib.import_module(module_name)
+    verb_parser = argparse.ArgumentParser(prog=f"hfdataopt {arguments.verb}", description=help_text)
+    command.add_arguments(verb_parser)
+    from hfdataopt.errors import HfDataOptError
+
+    try:
+        return command.run(verb_parser, argv[1:])
+    except HfDataOptError as error:
+        print(f"hfdataopt {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

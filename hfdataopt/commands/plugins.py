@@ -1,0 +1,32 @@
+"""``hfdataopt plugins``: every component by kind and name, with its plugin, and the plugins that failed to load."""
+
+import argparse
+import warnings
+
+from hfdataopt.plugins import PluginWarning, host
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--options", action="store_true", help="also list the options of each component")
+    parser.add_argument("--traceback", action="store_true", help="print the traceback of each plugin that failed")
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Print the table; status 1 if a plugin failed to load."""
+    arguments = parser.parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)  # the failures are printed below
+        loaded = host()
+    components = loaded.all_components()
+    width = max((len(f"{c.kind}/{c.name}") for c in components), default=0)
+    for component in components:
+        print(f"{f'{component.kind}/{component.name}':<{width}}  {component.source}")
+        if arguments.options:
+            print(f"{'':<{width}}  {', '.join(component.options) or 'no options'}")
+    if not components:
+        print("no components: no plugin is installed, or all are blocked")
+    for failure in loaded.failures:
+        print(f"FAILED {failure.source}: {failure.reason}")
+        if arguments.traceback:
+            print(failure.details)
+    return 1 if loaded.failures else 0

@@ -1,0 +1,75 @@
+"""Checks the hyperparameters of a component (a dataclass) against its own annotations.
+
+Dataclasses do not check types, nor does ``HfArgumentParser.parse_dict``; a wrong value would surface hours later.
+"""
+
+import collections.abc
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, Literal, Union
+
+from hfdataopt.errors import OptionError
+
+
+def option_names(cls: type) -> list[str]:
+    """Names of the hyperparameters of a component class: its ``init`` fields."""
+    return [field.name for field in dataclasses.fields(cls) if field.init]
+
+
+def check_options(component: Any) -> None:
+    """Raise :class:`OptionError` for the first field whose value its annotation does not allow.
+
+    Understands ``bool, int, float, str, None, Literal[...], list[...], tuple[...], dict[...]`` and unions of them; any
+    other annotation is left to the component. A float may be given as an int; NaN is never allowed.
+    """
+    who = getattr(type(component), "name", type(component).__name__)
+    hints = typing.get_type_hints(type(component))
+    for field in dataclasses.fields(component):
+        value = getattr(component, field.name)
+        if not _allows(hints[field.name], value):
+            raise OptionError(
+                f"{who}: option {field.name}={value!r} is not allowed; it takes {_describe(hints[field.name])}"
+            )
+
+
+def _allows(hint: Any, value: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_allows(part, value) for part in typing.get_args(hint))
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint))
+    if hint is None or hint is type(None):
+        return value is None
+    if origin in (list, tuple):
+        parts = typing.get_args(hint)
+        if origin is tuple and parts and parts[-1] is not Ellipsis:
+            return isinstance(value, list | tuple) and len(value) == len(parts) and all(map(_allows, parts, value))
+        return isinstance(value, list | tuple) and all(_allows(parts[0], item) for item in value) if parts else True
+    if origin is dict:
+        return isinstance(value, dict)
+    if origin is collections.abc.Callable:
+        return callable(value)
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if hint is str:
+        return isinstance(value, str)
+    return True
+
+
+def _describe(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(part) for part in typing.get_args(hint))
+    if origin is Literal:
+        return " | ".join(repr(choice) for choice in typing.get_args(hint))
+    if hint is type(None):
+        return "None"
+    if origin is collections.abc.Callable:
+        return "a callable"
+    return getattr(hint, "__name__", str(hint)) if origin is None else str(hint)

@@ -1,0 +1,244 @@
+"""Finds plugins, loads each in isolation, and keeps a table ``kind -> name -> Component`` with provenance.
+
+Plugins are entry points of the group ``hfdataopt``; the methods that ship with the package enter by the same door.
+pluggy's own loader is not used: it skips a second entry point of the same name silently, and one failing import stops
+all. ``HFDATAOPT_PLUGINS`` is an allow list and ``HFDATAOPT_DISABLE`` a block list: comma-separated names of entry points
+or distributions.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib.metadata
+import os
+import re
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pluggy
+
+from hfdataopt import hookspecs
+from hfdataopt.errors import OptionError, PluginError
+from hfdataopt.options import option_names
+
+GROUP = "hfdataopt"
+KINDS = {
+    "scorer": "register_scorers",
+    "filter": "register_filters",
+    "optimizer": "register_optimizers",
+    "generator": "register_generators",
+}
+# Keyword arguments of `attribute` and `AttributionCallback`: a scorer's option of that name could never be reached.
+RESERVED = {
+    "scorer": frozenset(
+        "model pool queries scorer checkpoints processing_class data_collator batch_size output_dir trainer when".split()
+    )
+}
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+class PluginWarning(UserWarning):
+    """A plugin was found but could not be loaded; everything else works."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a plugin comes from: the entry point's name, its distribution and version."""
+
+    plugin: str
+    distribution: str = "unknown"
+    version: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.plugin!r} ({' '.join(filter(None, (self.distribution, self.version)))})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One registered class: its kind, name, and the plugin that registered it."""
+
+    kind: str
+    name: str
+    cls: type
+    source: Source
+
+    @property
+    def options(self) -> list[str]:
+        return option_names(self.cls)
+
+    def create(self, **options: Any) -> Any:
+        """An instance with these hyperparameters; an unknown one is an error that lists those accepted."""
+        for option in options:
+            if option not in self.options:
+                near = difflib.get_close_matches(option, self.options, n=1)
+                raise OptionError(
+                    f"{self.kind} {self.name!r} of plugin {self.source} has no option {option!r}"
+                    + (f" (did you mean {near[0]!r}?)" if near else "")
+                    + f"; it accepts: {', '.join(self.options) or 'none'}"
+                )
+        return self.cls(**options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A plugin that was not loaded: which one, why, and the traceback for its author."""
+
+    source: Source
+    reason: str
+    details: str = ""
+
+
+class Host:
+    """The plugin manager and the tables of components. ``host()`` gives the one with all installed plugins."""
+
+    def __init__(self) -> None:
+        self.manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self.manager.add_hookspecs(hookspecs)
+        self.components: dict[str, dict[str, Component]] = {kind: {} for kind in KINDS}
+        self.sources: dict[Any, Source] = {}
+        self.failures: list[Failure] = []
+
+    @property
+    def hook(self) -> Any:
+        """The hook callers, for example ``host().hook.after_scoring(scores=scores)``."""
+        return self.manager.hook
+
+    # -- loading
+
+    def load_entry_points(self, entry_points: Iterable[Any] | None = None) -> None:
+        """Load every allowed entry point; one that fails is recorded in ``failures`` and warned about, the rest load."""
+        found = list(importlib.metadata.entry_points(group=GROUP)) if entry_points is None else list(entry_points)
+        allowed, blocked = _names_in("HFDATAOPT_PLUGINS"), _names_in("HFDATAOPT_DISABLE") or set()
+        known = {name for entry in found for name in (entry.name, _source_of(entry).distribution)}
+        for variable, names in (("HFDATAOPT_PLUGINS", allowed or set()), ("HFDATAOPT_DISABLE", blocked)):
+            for name in sorted(names - known):
+                warnings.warn(
+                    f"{variable} names {name!r}, but no such plugin is installed", PluginWarning, stacklevel=2
+                )
+        for entry in found:
+            source = _source_of(entry)
+            names = {entry.name, source.distribution}
+            if names & blocked or (allowed is not None and not names & allowed):
+                continue
+            try:
+                self.register(entry.load(), source)
+            except Exception as error:  # one broken plugin must not stop the others
+                reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+                self.failures.append(Failure(source, reason, traceback.format_exc()))
+                warnings.warn(f"plugin {source} was not loaded: {reason}", PluginWarning, stacklevel=2)
+
+    def register(self, plugin: Any, source: Source | None = None) -> None:
+        """Register one plugin object (usually a module) and the components it offers, all of them or none.
+
+        Raises:
+            PluginError: an unknown hook, a wrong signature, or a component that is malformed or whose name is taken.
+        """
+        source = source or Source(getattr(plugin, "__name__", type(plugin).__name__), "registered by hand")
+        self._check_hook_names(plugin, source)
+        try:
+            self.manager.register(plugin, name=f"{source.distribution}:{source.plugin}")
+        except pluggy.PluginValidationError as error:
+            raise PluginError(f"plugin {source}: {error}") from error
+        except ValueError as error:
+            raise PluginError(
+                f"plugin {source} is registered already; a distribution may use each entry point name once"
+            ) from error
+        before = {kind: dict(table) for kind, table in self.components.items()}
+        self.sources[plugin] = source
+        try:
+            others = [other for other in self.manager.get_plugins() if other is not plugin]
+            for kind, hook in KINDS.items():
+                register = functools.partial(self._add, kind, source)
+                self.manager.subset_hook_caller(hook, remove_plugins=others)(register=register)
+        except Exception:
+            self.components = before
+            del self.sources[plugin]
+            self.manager.unregister(plugin)
+            raise
+
+    def _check_hook_names(self, plugin: Any, source: Source) -> None:
+        known = [name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")]
+        for name in dir(plugin):
+            options = self.manager.parse_hookimpl_opts(plugin, name)
+            hook = (options and options.get("specname")) or name
+            if options is None or hook in known or options.get("optionalhook"):
+                continue
+            near = difflib.get_close_matches(hook, known, n=1)
+            raise PluginError(
+                f"plugin {source} implements the hook {hook!r}, which hfdataopt does not have"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+                + f" Hooks of hfdataopt: {', '.join(sorted(known))}"
+            )
+
+    def _add(self, kind: str, source: Source, cls: type, *, name: str | None = None) -> None:
+        name = name if name is not None else getattr(cls, "name", None)
+        who = f"plugin {source} registers the {kind} {name!r}"
+        if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+            raise PluginError(f"{who} as {cls!r}; register a dataclass (the class, not an instance)")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise PluginError(f"{who}; a name is lower-case words joined by dashes: set the class attribute `name`")
+        clash = RESERVED.get(kind, frozenset()) & set(option_names(cls))
+        if clash:
+            raise PluginError(
+                f"{who} with the options {sorted(clash)}; these words belong to hfdataopt: rename the fields"
+            )
+        taken = self.components[kind].get(name)
+        if taken is not None:
+            raise PluginError(
+                f"{who}, but plugin {taken.source} has that name already; rename one of them, or switch one off with "
+                f"HFDATAOPT_DISABLE={source.plugin} (or {taken.source.plugin})"
+            )
+        self.components[kind][name] = Component(kind, name, cls, source)
+
+    # -- use
+
+    def get(self, kind: str, name: str) -> Component:
+        """The component of that kind and name; an unknown name is an error that lists what exists and what failed."""
+        table = self.components[kind]
+        if name in table:
+            return table[name]
+        near = difflib.get_close_matches(str(name), table, n=1)
+        message = f"no {kind} is called {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+        message += f"; there are: {', '.join(sorted(table)) or 'none'}"
+        for failure in self.failures:
+            message += f"\nplugin {failure.source} failed to load: {failure.reason}"
+        raise PluginError(message)
+
+    def create(self, kind: str, name: str, **options: Any) -> Any:
+        return self.get(kind, name).create(**options)
+
+    def all_components(self) -> list[Component]:
+        return [table[name] for table in self.components.values() for name in sorted(table)]
+
+
+def _names_in(variable: str) -> set[str] | None:
+    value = os.environ.get(variable)
+    return None if value is None else {name.strip() for name in value.split(",") if name.strip()}
+
+
+def _source_of(entry: Any) -> Source:
+    distribution = getattr(entry, "dist", None)
+    return Source(entry.name, distribution.name, distribution.version) if distribution else Source(entry.name)
+
+
+@functools.cache
+def host() -> Host:
+    """The host with every installed plugin, loaded once per process."""
+    loaded = Host()
+    loaded.load_entry_points()
+    return loaded
+
+
+def get_scorer(name: str, **options: Any) -> Any:
+    """The scorer of that name with these options, for example ``get_scorer("freeshap", permutations=500)``.
+
+    Raises:
+        PluginError: no plugin offers it; the message lists what exists and which plugins failed to load.
+        OptionError: it has no such option, or the value is not allowed.
+    """
+    return host().create("scorer", name, **options)
+
+
+Register = Callable[..., None]

@@ -1,0 +1,52 @@
+"""Cross-validated confidence: the probability of a row's own label by a linear probe fitted on the other folds.
+
+This is the quantity that cleanlab ranks by ("self-confidence"; Northcutt et al., JAIR 2021), here on frozen features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from hfdataopt.attribution.probe import cross_validated_confidence
+from hfdataopt.attribution.scorer import Result, Scorer
+from hfdataopt.attribution.task import Pooling, read_labels
+from hfdataopt.attribution.view import View
+from hfdataopt.hookspecs import hookimpl
+
+
+@dataclass
+class CvConfidence(Scorer):
+    """Out-of-fold probability of each row's given label; low = probably mislabelled.
+
+    Args:
+        folds: of the cross-validation, drawn by (seed, row id).
+        l2: penalty of the probe on standardised features.
+        pooling: how hidden states become one vector.
+    """
+
+    name: ClassVar[str] = "cv-confidence"
+    meaning: ClassVar[Any] = "suspicion"
+    default_when: ClassVar[Any] = "train_begin"
+    needs_queries: ClassVar[bool] = False
+
+    folds: int = 5
+    l2: float = 1e-2
+    pooling: Pooling = "auto"
+    seed: int = 0
+
+    def check(self, view: View) -> None:
+        read_labels(view.model, view.pool, None, self.name)
+
+    def score(self, view: View) -> Result:
+        labels = read_labels(view.model, view.pool, None, self.name)
+        features = view.embeddings("pool", self.pooling)
+        return Result(
+            cross_validated_confidence(
+                features, labels.pool, view.pool.ids, folds=self.folds, seed=self.seed, l2=self.l2
+            )
+        )
+
+
+@hookimpl
+def register_scorers(register: Callable[..., None]) -> None:
+    register(CvConfidence)
