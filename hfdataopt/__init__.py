@@ -4,7 +4,6 @@ The public names below are imported when first used, so that ``import hfdataopt`
 """
 
 import importlib
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,7 +45,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version("hfdataopt")
+        from importlib.metadata import version
+
+        return version("hfdataopt")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'hfdataopt' has no attribute {name!r}")

@@ -3,11 +3,14 @@
 A new verb is one line in ``VERBS`` and one module in ``hfdataopt/commands``; modules are imported when their verb is used.
 """
 
-import argparse
 import importlib
 import os
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+
+from hfdataopt.commands.arguments import Parser
+from hfdataopt.errors import HfDataOptError
 
 VERBS = {
     "demo": (
@@ -25,11 +28,23 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status. Errors of ours are one line on stderr and status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    try:
+        return _run(argv)
+    except HfDataOptError as error:
+        verb = f" {argv[0]}" if argv and argv[0] in VERBS else ""
+        print(f"hfdataopt{verb}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: list[str]) -> int:
+    parser = Parser(
         prog="hfdataopt",
         description="Which training examples, and which prompts, really make a Hugging Face model better.",
         epilog="verbs:\n" + "\n".join(f"  {verb:<10}{help_text}" for verb, (_, help_text) in VERBS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("verb", nargs="?", choices=VERBS, help="what to do; 'hfdataopt VERB --help' tells more")
@@ -44,18 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     module_name, help_text = VERBS[arguments.verb]
     command = importlib.import_module(module_name)
-    verb_parser = argparse.ArgumentParser(prog=f"hfdataopt {arguments.verb}", description=help_text)
+    verb_parser = Parser(prog=f"hfdataopt {arguments.verb}", description=help_text)
     command.add_arguments(verb_parser)
-    from hfdataopt.errors import HfDataOptError
-
-    try:
-        return command.run(verb_parser, argv[1:])
-    except HfDataOptError as error:
-        print(f"hfdataopt {arguments.verb}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return command.run(verb_parser, argv[1:])
 
 
 if __name__ == "__main__":

@@ -25,12 +25,17 @@ def check_options(component: Any) -> None:
     other annotation is left to the component. A float may be given as an int; NaN is never allowed.
     """
     who = getattr(type(component), "name", type(component).__name__)
-    hints = typing.get_type_hints(type(component))
+    try:
+        hints = typing.get_type_hints(type(component))
+    except NameError as error:
+        raise OptionError(
+            f"{who}: the annotation of an option cannot be read: {error}; import it at run time"
+        ) from error
     for field in dataclasses.fields(component):
         value = getattr(component, field.name)
         if not _allows(hints[field.name], value):
             raise OptionError(
-                f"{who}: option {field.name}={value!r} is not allowed; it takes {_describe(hints[field.name])}"
+                f"{who}: option {field.name}={value!r} is not allowed; it takes {describe(hints[field.name])}"
             )
 
 
@@ -62,10 +67,11 @@ def _allows(hint: Any, value: Any) -> bool:
     return True
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
+    """An annotation in words, for messages and ``--help``."""
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(part) for part in typing.get_args(hint))
+        return " or ".join(describe(part) for part in typing.get_args(hint))
     if origin is Literal:
         return " | ".join(repr(choice) for choice in typing.get_args(hint))
     if hint is type(None):

@@ -9,12 +9,14 @@ or distributions.
 import dataclasses
 import difflib
 import functools
+import importlib
 import importlib.metadata
+import inspect
 import os
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pluggy
@@ -33,9 +35,11 @@ KINDS = {
 # Keyword arguments of `attribute` and `AttributionCallback`: a scorer's option of that name could never be reached.
 RESERVED = {
     "scorer": frozenset(
-        "model pool queries scorer checkpoints processing_class data_collator batch_size output_dir trainer when".split()
+        ("model", "pool", "queries", "scorer", "checkpoints", "processing_class", "data_collator", "batch_size")
+        + ("output_dir", "trainer", "when")
     )
 }
+BASES = {"scorer": "hfdataopt.attribution.scorer:Scorer"}  # what a component of that kind must inherit from
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -78,6 +82,15 @@ class Component:
                     + (f" (did you mean {near[0]!r}?)" if near else "")
                     + f"; it accepts: {', '.join(self.options) or 'none'}"
                 )
+        missing = [
+            field.name
+            for field in dataclasses.fields(self.cls)
+            if field.init
+            and field.default is field.default_factory is dataclasses.MISSING
+            and field.name not in options
+        ]
+        if missing:
+            raise OptionError(f"{self.kind} {self.name!r} of plugin {self.source} needs the option {missing[0]!r}")
         return self.cls(**options)
 
 
@@ -97,8 +110,10 @@ class Host:
         self.manager = pluggy.PluginManager(hookspecs.PROJECT)
         self.manager.add_hookspecs(hookspecs)
         self.components: dict[str, dict[str, Component]] = {kind: {} for kind in KINDS}
-        self.sources: dict[Any, Source] = {}
         self.failures: list[Failure] = []
+        self.blocked: list[Source] = []
+        self.unknown: list[str] = []  # names in the two variables that no installed plugin has
+        self._clashes: dict[tuple[str, str], str] = {}
 
     @property
     def hook(self) -> Any:
@@ -114,17 +129,17 @@ class Host:
         known = {name for entry in found for name in (entry.name, _source_of(entry).distribution)}
         for variable, names in (("HFDATAOPT_PLUGINS", allowed or set()), ("HFDATAOPT_DISABLE", blocked)):
             for name in sorted(names - known):
-                warnings.warn(
-                    f"{variable} names {name!r}, but no such plugin is installed", PluginWarning, stacklevel=2
-                )
+                self.unknown.append(f"{variable} names {name!r}, but no such plugin is installed")
+                warnings.warn(self.unknown[-1], PluginWarning, stacklevel=2)
         for entry in found:
             source = _source_of(entry)
             names = {entry.name, source.distribution}
             if names & blocked or (allowed is not None and not names & allowed):
+                self.blocked.append(source)
                 continue
             try:
                 self.register(entry.load(), source)
-            except Exception as error:  # one broken plugin must not stop the others
+            except (Exception, SystemExit) as error:  # one broken plugin must not stop the others
                 reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
                 self.failures.append(Failure(source, reason, traceback.format_exc()))
                 warnings.warn(f"plugin {source} was not loaded: {reason}", PluginWarning, stacklevel=2)
@@ -136,17 +151,21 @@ class Host:
             PluginError: an unknown hook, a wrong signature, or a component that is malformed or whose name is taken.
         """
         source = source or Source(getattr(plugin, "__name__", type(plugin).__name__), "registered by hand")
+        if isinstance(plugin, type):
+            raise PluginError(f"plugin {source} is the class {plugin.__name__}; register a module or an instance of it")
         self._check_hook_names(plugin, source)
+        if self.manager.is_registered(plugin):
+            other = self.manager.get_name(plugin)
+            raise PluginError(f"plugin {source} is the same object as {other!r}, which is registered already")
         try:
             self.manager.register(plugin, name=f"{source.distribution}:{source.plugin}")
         except pluggy.PluginValidationError as error:
             raise PluginError(f"plugin {source}: {error}") from error
         except ValueError as error:
             raise PluginError(
-                f"plugin {source} is registered already; a distribution may use each entry point name once"
+                f"plugin {source}: another plugin of that name and distribution is registered already; rename one of them"
             ) from error
         before = {kind: dict(table) for kind, table in self.components.items()}
-        self.sources[plugin] = source
         try:
             others = [other for other in self.manager.get_plugins() if other is not plugin]
             for kind, hook in KINDS.items():
@@ -154,7 +173,6 @@ class Host:
                 self.manager.subset_hook_caller(hook, remove_plugins=others)(register=register)
         except Exception:
             self.components = before
-            del self.sources[plugin]
             self.manager.unregister(plugin)
             raise
 
@@ -162,6 +180,10 @@ class Host:
         known = [name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")]
         for name in dir(plugin):
             options = self.manager.parse_hookimpl_opts(plugin, name)
+            if options is None and name in known and inspect.isroutine(getattr(plugin, name)):
+                raise PluginError(
+                    f"plugin {source} defines {name} without marking it; write @hfdataopt.hookimpl above it"
+                )
             hook = (options and options.get("specname")) or name
             if options is None or hook in known or options.get("optionalhook"):
                 continue
@@ -175,8 +197,13 @@ class Host:
     def _add(self, kind: str, source: Source, cls: type, *, name: str | None = None) -> None:
         name = name if name is not None else getattr(cls, "name", None)
         who = f"plugin {source} registers the {kind} {name!r}"
-        if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
-            raise PluginError(f"{who} as {cls!r}; register a dataclass (the class, not an instance)")
+        if not isinstance(cls, type):
+            raise PluginError(f"{who} as the object {cls!r}; register the class, not an instance")
+        if "__dataclass_fields__" not in vars(cls):
+            raise PluginError(f"{who} as {cls.__name__}, which is not a dataclass; write @dataclass above the class")
+        module, _, base = BASES.get(kind, "builtins:object").partition(":")
+        if not issubclass(cls, getattr(importlib.import_module(module), base)):
+            raise PluginError(f"{who} as {cls.__name__}, which does not inherit from {module}.{base}")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise PluginError(f"{who}; a name is lower-case words joined by dashes: set the class attribute `name`")
         clash = RESERVED.get(kind, frozenset()) & set(option_names(cls))
@@ -186,16 +213,27 @@ class Host:
             )
         taken = self.components[kind].get(name)
         if taken is not None:
-            raise PluginError(
+            names = [
+                (s.plugin if source.plugin != taken.source.plugin else s.distribution) for s in (source, taken.source)
+            ]
+            self._clashes[kind, name] = (
                 f"{who}, but plugin {taken.source} has that name already; rename one of them, or switch one off with "
-                f"HFDATAOPT_DISABLE={source.plugin} (or {taken.source.plugin})"
+                f"HFDATAOPT_DISABLE={names[0]} (or {names[1]})"
             )
+            raise PluginError(self._clashes[kind, name])
         self.components[kind][name] = Component(kind, name, cls, source)
 
     # -- use
 
     def get(self, kind: str, name: str) -> Component:
-        """The component of that kind and name; an unknown name is an error that lists what exists and what failed."""
+        """The component of that kind and name.
+
+        Raises:
+            PluginError: nobody registered the name (the message lists what exists, what failed to load and what is
+                switched off), or two plugins did: which of them came first is chance, so neither is taken.
+        """
+        if (kind, name) in self._clashes:
+            raise PluginError(self._clashes[kind, name])
         table = self.components[kind]
         if name in table:
             return table[name]
@@ -204,6 +242,8 @@ class Host:
         message += f"; there are: {', '.join(sorted(table)) or 'none'}"
         for failure in self.failures:
             message += f"\nplugin {failure.source} failed to load: {failure.reason}"
+        if self.blocked:
+            message += f"\nswitched off by HFDATAOPT_PLUGINS or HFDATAOPT_DISABLE: {', '.join(map(str, self.blocked))}"
         raise PluginError(message)
 
     def create(self, kind: str, name: str, **options: Any) -> Any:
@@ -239,6 +279,3 @@ def get_scorer(name: str, **options: Any) -> Any:
         OptionError: it has no such option, or the value is not allowed.
     """
     return host().create("scorer", name, **options)
-
-
-Register = Callable[..., None]

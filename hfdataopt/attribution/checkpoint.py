@@ -38,13 +38,17 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any] | None:
-        """The trainer's state saved beside the weights, or None."""
+        """The trainer's state saved beside the weights, or None where there is none."""
         file = Path(self.path) / "trainer_state.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        try:
+            return json.loads(file.read_text()) if file.is_file() else None
+        except (OSError, ValueError) as error:
+            raise DataError(f"checkpoint {self.path!r}: trainer_state.json cannot be read: {error}") from error
 
     @property
     def step(self) -> int | None:
-        return self.state["global_step"] if self.state else None
+        """Optimizer steps taken, as the trainer recorded them, or None."""
+        return (self.state or {}).get("global_step")
 
     def mean_learning_rate(self, since_step: int = 0) -> float:
         """``learning_rate``, else the mean of those logged after ``since_step``.

@@ -5,10 +5,12 @@ Raw columns that are understood: ``text`` (and ``text_pair``), ``premise`` + ``h
 where only the completion is labelled.
 """
 
+import inspect
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from hfdataopt.attribution.rows import check_map_style, pad_batch
+from hfdataopt.attribution.rows import ROW_ID, check_map_style, pad_batch
 from hfdataopt.attribution.task import is_causal
 from hfdataopt.errors import DataError
 
@@ -36,12 +38,7 @@ def prepare_dataset(
         set(names) <= set(columns) for names in (*TEXT_COLUMNS, ("prompt", "completion"))
     )
     if columns is None or "input_ids" in columns or not text_like:
-        if (
-            columns is not None
-            and "input_ids" not in columns
-            and processing_class is not None
-            and "inputs_embeds" not in columns
-        ):
+        if columns is not None and "input_ids" not in columns and not _has_inputs(columns, model):
             raise DataError(
                 f"the {side} has neither input_ids nor text columns that are understood (text, premise + hypothesis, sentence, "
                 f"prompt + completion); it has: {', '.join(columns)}. Tokenize it first"
@@ -52,13 +49,15 @@ def prepare_dataset(
             f"the {side} holds raw text ({', '.join(columns)}); pass processing_class= the tokenizer, or tokenize it first"
         )
     if "completion" in columns and "prompt" in columns:
-        encode = _encode_completion(processing_class)
+        encode = _encode_completion(processing_class, side)
         return dataset.map(encode, desc=f"tokenizing the {side}", load_from_cache_file=False), collate_by_padding
     names = next(names for names in TEXT_COLUMNS if set(names) <= set(columns))
     causal = is_causal(model)
+    limit = _longest(model, processing_class)
 
     def encode_text(row: dict[str, Any]) -> dict[str, Any]:
-        encoded = dict(processing_class(*(row[name] for name in names), truncation=True))
+        texts = [_text_of(row, name, side) for name in names]
+        encoded = dict(processing_class(*texts, truncation=limit is not None, max_length=limit))
         if causal and "labels" not in columns and "label" not in columns:
             encoded["labels"] = list(encoded["input_ids"])
         return encoded
@@ -66,10 +65,36 @@ def prepare_dataset(
     return dataset.map(encode_text, desc=f"tokenizing the {side}", load_from_cache_file=False), collate
 
 
-def _encode_completion(tokenizer: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _has_inputs(columns: list[str], model: Any) -> bool:
+    """Whether a column is something that the model's forward takes, other than labels and masks."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameters = inspect.signature(getattr(inner, "forward", inner)).parameters
+    if not any(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters.values()):
+        return True  # forward(**batch) takes anything
+    return bool((set(columns) & set(parameters)) - {"label", "labels", "label_ids", "attention_mask"})
+
+
+def _longest(model: Any, tokenizer: Any) -> int | None:
+    """Tokens that the model can read: the tokenizer's limit where it knows one, else the model's number of positions."""
+    known = getattr(tokenizer, "model_max_length", None)
+    if known is not None and known < 10**9:  # transformers writes 10**30 for "unknown"
+        return int(known)
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
+def _text_of(row: dict[str, Any], name: str, side: str) -> str:
+    text = row[name]
+    if not isinstance(text, str):
+        who = f"row {row[ROW_ID]!r}" if ROW_ID in row else f"a row ({textwrap.shorten(str(row), 80)})"
+        raise DataError(f"the {side}: column {name!r} must hold text, but in {who} it is {text!r}")
+    return text
+
+
+def _encode_completion(tokenizer: Any, side: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         prompt, completion = row["prompt"], row["completion"]
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) or not isinstance(completion, list) or not isinstance(prompt, list):
+            prompt, completion = _text_of(row, "prompt", side), _text_of(row, "completion", side)
             start = tokenizer(prompt)["input_ids"]
             whole = tokenizer(prompt + completion + (tokenizer.eos_token or ""))["input_ids"]
         else:

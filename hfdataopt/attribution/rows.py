@@ -22,6 +22,8 @@ RowIds = list[int] | list[str]
 def with_row_ids(dataset: Any) -> Any:
     """The dataset with a column ``row_id`` holding each row's position; returned as it is when it has (valid) ids."""
     _refuse_stream(dataset, "with_row_ids")
+    if not hasattr(dataset, "add_column"):
+        raise DataError(f"with_row_ids needs a datasets.Dataset; got {type(dataset).__name__}")
     if ROW_ID in dataset.column_names:
         row_ids(dataset)
         return dataset
@@ -37,7 +39,7 @@ def row_ids(dataset: Any, who: str = "the dataset") -> RowIds:
     columns = getattr(dataset, "column_names", None)
     if not columns or ROW_ID not in columns:
         return list(range(len(dataset)))
-    ids = list(dataset[ROW_ID][:])
+    ids = as_list(dataset[ROW_ID])
     for kind in (int, str):
         if all(isinstance(value, kind) and not isinstance(value, bool) for value in ids):
             break
@@ -57,6 +59,12 @@ def row_ids(dataset: Any, who: str = "the dataset") -> RowIds:
     return ids
 
 
+def as_list(column: Any) -> list[Any]:
+    """A dataset's column as plain Python values, also where ``set_format`` makes it a tensor or an array."""
+    column = column[:]
+    return column.tolist() if isinstance(column, torch.Tensor | np.ndarray) else list(column)
+
+
 def check_map_style(dataset: Any, who: str) -> None:
     """Raise :class:`DataError` unless the dataset has a length and rows that can be read by position."""
     if dataset is None:
@@ -67,6 +75,8 @@ def check_map_style(dataset: Any, who: str) -> None:
 
 
 def _refuse_stream(dataset: Any, who: str) -> None:
+    if isinstance(dataset, Mapping):
+        raise DataError(f"{who} is a dict of datasets ({', '.join(map(str, dataset))}); pass one of them")
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(
             f"{who}: {type(dataset).__name__} is a stream, whose rows have no identity; load it as a map-style dataset "
@@ -190,6 +200,6 @@ class Rows:
         """One column of the dataset as a list, or None where there is no such column."""
         columns = getattr(self.source, "column_names", None)
         if columns is not None:
-            return list(self.source[name][:]) if name in columns else None
+            return as_list(self.source[name]) if name in columns else None
         first = self.source[0]
         return [row[name] for row in self.source] if isinstance(first, Mapping) and name in first else None

@@ -1,15 +1,18 @@
 """``Scores``: one number per training row, with what is needed to join it to the right dataset, save it and explain it."""
 
+import hashlib
 import json
+import math
 import os
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hfdataopt.attribution.rows import ROW_ID, RowIds, check_map_style, row_ids, sample_hashes
@@ -144,7 +147,7 @@ class Scores:
         self.metadata["join_check"] = (
             f"hash of columns {sorted(compared)}"
             if compared
-            else ("length" if self.by_position else "row ids") + " only: no scored column in common"
+            else ("length" if self.by_position else "row ids") + " only: no sampled row or no column in common"
         )
 
     # -- explaining
@@ -162,7 +165,7 @@ class Scores:
         """
         if self.matrix is None:
             raise DataError(
-                f"scores of {self.scorer!r} have no per-query matrix; freeshap keeps one with per_query=True"
+                f"scores of {self.scorer!r} have no per-query matrix; a scorer with the option per_query keeps one with per_query=True"
             )
         queries = self.matrix.shape[1]
         if not 0 <= query < queries:
@@ -170,13 +173,12 @@ class Scores:
         if k < 1:
             raise OptionError(f"explain: k={k} must be at least 1")
         column = self.matrix[:, query]
-        order = [i for i in np.argsort(-column, kind="stable") if not np.isnan(column[i])]
+        scored = [i for i in range(len(column)) if not np.isnan(column[i])]
+        best, worst = (sorted(scored, key=lambda i: (s * column[i], self.row_ids[i]))[:k] for s in (-1.0, 1.0))
         texts = self._texts(dataset)
         entry = lambda i: ExplainedRow(self.row_ids[i], float(column[i]), texts(i))  # noqa: E731
         query_text = self._decode(self.query_tokens[query]) if self.query_tokens else None
-        return Explanation(
-            query, query_text, [entry(i) for i in order[:k]], [entry(i) for i in order[::-1][:k]], self.meaning
-        )
+        return Explanation(query, query_text, [entry(i) for i in best], [entry(i) for i in worst], self.meaning)
 
     def _texts(self, dataset: Any) -> Any:
         if dataset is None:
@@ -197,26 +199,28 @@ class Scores:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder: ``scores.safetensors`` (numbers) and ``scores.json`` (ids, metadata), and the tokenizer if any."""
         folder = Path(path)
-        arrays = {"values": self.values}
-        for name in ("matrix", "standard_errors"):
-            if getattr(self, name) is not None:
-                arrays[name] = np.ascontiguousarray(getattr(self, name))
+        arrays = {
+            name: np.ascontiguousarray(getattr(self, name))
+            for name in ("values", "matrix", "standard_errors")
+            if getattr(self, name) is not None
+        }
         for name in ("pool_tokens", "query_tokens"):
             tokens = getattr(self, name)
             if tokens is not None:
                 arrays[name] = np.array([t for row in tokens for t in row], dtype=np.int32)
                 arrays[f"{name}_lengths"] = np.array([len(row) for row in tokens], dtype=np.int64)
-        document = {"format": FORMAT, "row_ids": self.row_ids, "metadata": self.metadata}
+        document = {"format": FORMAT, "row_ids": self.row_ids, "metadata": _finite(self.metadata)}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 save_file(arrays, Path(work) / "scores.safetensors")
+                document["numbers"] = _sha256(Path(work) / "scores.safetensors")
                 (Path(work) / "scores.json").write_text(json.dumps(document, allow_nan=False))
                 for name in ("scores.safetensors", "scores.json"):
                     os.replace(Path(work) / name, folder / name)
             if self.tokenizer is not None and hasattr(self.tokenizer, "save_pretrained"):
                 self.tokenizer.save_pretrained(folder / "tokenizer")
-        except OSError as error:
+        except (OSError, TypeError, SafetensorError) as error:  # TypeError: metadata that JSON cannot hold
             raise StoreError(f"scores of {self.scorer!r} could not be written to {str(folder)!r}: {error}") from error
 
     @classmethod
@@ -228,7 +232,17 @@ class Scores:
             arrays = load_file(folder / "scores.safetensors")
             if document["format"] != FORMAT:
                 raise StoreError(f"{str(folder)!r} has format {document['format']}; this version reads format {FORMAT}")
+            if document["numbers"] != _sha256(folder / "scores.safetensors"):
+                raise StoreError(
+                    f"{str(folder)!r}: scores.safetensors is not the file that scores.json was written with"
+                )
             ids, metadata, values = document["row_ids"], document["metadata"], arrays["values"]
+            tokens = {name: _ragged(arrays, name) for name in ("pool_tokens", "query_tokens")}
+            tokenizer = None
+            if (folder / "tokenizer").is_dir():
+                from transformers import AutoTokenizer
+
+                tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), trust_remote_code=False)
         except StoreError:
             raise
         except Exception as error:
@@ -237,12 +251,6 @@ class Scores:
             ) from error
         if len(ids) != len(values):
             raise StoreError(f"{str(folder)!r} holds {len(ids)} row ids but {len(values)} values")
-        tokens = {name: _ragged(arrays, name) for name in ("pool_tokens", "query_tokens")}
-        tokenizer = None
-        if (folder / "tokenizer").is_dir():
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), trust_remote_code=False)
         return cls(
             values, ids, arrays.get("matrix"), arrays.get("standard_errors"), metadata, tokenizer=tokenizer, **tokens
         )
@@ -257,7 +265,9 @@ class Scores:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise MissingDependencyError("Scores.plot needs matplotlib: pip install 'hfdataopt[plot]'") from error
-        order = np.array(self._ranked(worst_first=True))
+        if highlight is not None and len(highlight) != len(self):
+            raise OptionError(f"plot: highlight has {len(highlight)} entries for {len(self)} rows")
+        order = np.array(self._ranked(worst_first=True), dtype=int)
         values = self.values[order]
         figure = Figure(figsize=(7.5, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -334,7 +344,23 @@ def row_text(row: Any, width: int = 160) -> str:
             parts.append(value)
         elif isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
             parts += [f"{message.get('role', '')}: {message['content']}" for message in value]
-    return textwrap.shorten(" | ".join(parts), width, placeholder=" ...")
+    text = textwrap.shorten(" | ".join(parts), width, placeholder=" ...")
+    label = row.get("label", row.get("labels"))
+    return text if np.ndim(label) or label is None or isinstance(label, str) else f"{text} [label {label}]"
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON document with None for the numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _ragged(arrays: dict[str, np.ndarray], name: str) -> list[list[int]] | None:
@@ -352,6 +378,6 @@ def count_of(k: int | None, fraction: float | None, rows: int) -> int:
         if isinstance(k, bool) or not isinstance(k, int) or not 0 < k <= rows:
             raise OptionError(f"k={k!r} must be a whole number from 1 to {rows}, the number of rows")
         return k
-    if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
         raise OptionError(f"fraction={fraction!r} must be above 0 and at most 1")
     return max(1, round(fraction * rows))

@@ -2,13 +2,29 @@
 
 import argparse
 import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.plugins import Component
+from hfdataopt.options import describe
+
+if TYPE_CHECKING:
+    from hfdataopt.plugins import Component
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and which takes no abbreviated flags."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message} ('{self.prog} --help' lists the arguments)")
 
 
 def load_rows(spec: str, default_split: str) -> Any:
@@ -35,7 +51,7 @@ def load_rows(spec: str, default_split: str) -> Any:
         raise
     except Exception as error:
         raise DataError(
-            f"the dataset {spec!r} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}"
+            f"the dataset {spec!r} could not be loaded: {type(error).__name__}: {first_line(error)}"
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
@@ -59,78 +75,164 @@ def rename_columns(dataset: Any, text: str | None, label: str | None, what: str)
     return dataset
 
 
-def label_names(dataset: Any) -> list[str] | None:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the rest is for its author."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def label_names(dataset: Any, what: str = "dataset") -> list[str] | None:
     """Names of the classes of column ``label``: a ClassLabel's, or the sorted strings that occur; None for whole numbers."""
     feature = dataset.features["label"]
     if hasattr(feature, "names"):
         return list(feature.names)
-    values = dataset["label"][:]
-    return sorted(set(values)) if values and isinstance(values[0], str) else None
+    values = _labels(dataset, what)
+    return sorted({str(value) for value in values}) if any(isinstance(value, str) for value in values) else None
 
 
 def encode_labels(dataset: Any, names: list[str] | None, what: str) -> Any:
     """The dataset with whole-number labels; a string that is no class name is an error."""
-    values = dataset["label"][:]
-    if names is None or (values and not isinstance(values[0], str)):
+    values = _labels(dataset, what)
+    if not any(isinstance(value, str) for value in values):
         return dataset
-    unknown = sorted({str(value) for value in values} - set(names))
-    if unknown:
-        raise DataError(f"the {what} has the label {unknown[0]!r}, which is not among the classes {', '.join(names)}")
-    return dataset.remove_columns("label").add_column("label", [names.index(value) for value in values])
+    classes = names or []
+    for position, value in enumerate(values):
+        if value not in classes:
+            raise DataError(
+                f"the {what}: row {position} has the label {value!r}, which is not among the classes "
+                f"{', '.join(classes) or 'of the pool, which are whole numbers'}"
+            )
+    return dataset.remove_columns("label").add_column("label", [classes.index(value) for value in values])
 
 
-def add_component_options(parser: argparse.ArgumentParser, component: Component) -> None:
-    """One flag per hyperparameter; values are read as YAML, so ``0.1``, ``auto``, ``[a, b]`` and ``null`` all work."""
+def _labels(dataset: Any, what: str) -> list[Any]:
+    """The column ``label``; a dataset without it, or a row without a label, is an error."""
+    from hfdataopt.attribution.rows import as_list
+
+    if "label" not in dataset.column_names:
+        raise DataError(
+            f"the {what} has no column 'label'; it has: {', '.join(dataset.column_names)}. Say which it is with --label"
+        )
+    values = as_list(dataset["label"])
+    if None in values:
+        raise DataError(f"the {what}: row {values.index(None)} has no label")
+    return values
+
+
+OWN = "option_"  # dest of a component's option, so that it cannot be mistaken for an argument of the verb
+
+
+def add_component_options(parser: argparse.ArgumentParser, component: "Component") -> None:
+    """One flag per hyperparameter; values are read as YAML, so ``0.1``, ``auto``, ``[a, b]`` and ``null`` all work.
+
+    An option whose name is also an argument of the verb has the flag ``--option_NAME``.
+    """
     group = parser.add_argument_group(f"options of {component.kind} {component.name}")
+    taken = {action.dest for action in parser._actions}
     for field in dataclasses.fields(component.cls):
         if field.init:
-            default = None if field.default is dataclasses.MISSING else field.default
+            default = "required" if field.default is dataclasses.MISSING else f"default: {field.default}"
+            if field.default_factory is not dataclasses.MISSING:
+                default = f"default: {field.default_factory()}"
+            hint = field.type if isinstance(field.type, str) else describe(field.type)
             group.add_argument(
-                f"--{field.name}",
+                f"--{OWN if field.name in taken else ''}{field.name}",
+                dest=f"{OWN}{field.name}",
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
                 type=_yaml,
-                help=f"{field.type} (default: {default})",
+                help=f"{hint} ({default})".replace("%", "%%"),
             )
 
 
-def component_options(component: Component, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in vars(arguments).items() if name in component.options}
+def component_options(component: "Component", arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of the component that were given."""
+    given = vars(arguments)
+    return {name: given[OWN + name] for name in component.options if OWN + name in given}
+
+
+def parse_with_component(parser: argparse.ArgumentParser, argv: Sequence[str], component: "Component") -> Any:
+    """The arguments; an unknown one is an error that names the component, its plugin and the options it accepts."""
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        raise OptionError(
+            f"unknown argument {unknown[0]!r}"
+            + (f" (did you mean {near[0]}?)" if near else "")
+            + f"; {component.kind} {component.name!r} of plugin {component.source} accepts: {', '.join(component.options) or 'none'}"
+        )
+    return arguments
+
+
+# YAML 1.1 reads 1e-6 as a string.
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def _yaml(text: str) -> Any:
     import yaml
 
+    if text.startswith("*"):  # a name pattern, not a YAML alias
+        return text
     try:
-        value = yaml.safe_load(text)
+        return _number(yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a value: {error}") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-6 as a string
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value: {first_line(error)}") from error
 
 
-def apply_config_file(parser: argparse.ArgumentParser, path: str) -> None:
-    """Make the entries of a YAML file the parser's defaults; the command line wins. Unknown keys are an error."""
+def read_config(path: str) -> dict[str, Any]:
+    """The entries of a YAML file of arguments."""
     import yaml
 
     try:
         document = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise OptionError(f"--config {path}: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OptionError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise OptionError(
             f"--config {path}: expected a mapping of argument names to values; got {type(document).__name__}"
         )
-    known = {action.dest: action for action in parser._actions}
-    for name, value in document.items():
-        if name not in known or name in ("help", "config"):
+    return document
+
+
+def apply_config_file(parser: argparse.ArgumentParser, path: str) -> None:
+    """Make the entries of a YAML file the parser's defaults; the command line wins. Unknown keys are an error."""
+    known = {
+        flag.removeprefix("--"): action
+        for action in parser._actions
+        for flag in action.option_strings
+        if flag.startswith("--") and flag not in ("--help", "--config")
+    }
+    for name, value in read_config(path).items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
             raise OptionError(
-                f"--config {path}: unknown argument {name!r}; there are: {', '.join(sorted(set(known) - {'help', 'config'}))}"
+                f"--config {path}: unknown argument {name!r}"
+                + (f" (did you mean {near[0]!r}?)" if near else "")
+                + f"; there are: {', '.join(sorted(known))}"
             )
         known[name].required = False
-        parser.set_defaults(**{name: value})
+        parser.set_defaults(**{known[name].dest: _checked(known[name], value, f"--config {path}: {name}")})
+
+
+def _checked(action: argparse.Action, value: Any, who: str) -> Any:
+    """A value from a file, held to what the command line would accept: argparse does not check defaults."""
+    if action.dest.startswith(OWN):
+        return _number(value)
+    if action.nargs == "+":
+        value = value if isinstance(value, list) else [value]
+        kinds: Any = list
+        if not value or not all(isinstance(item, str) for item in value):
+            raise OptionError(f"{who} takes a list of strings; got {value!r}")
+    elif action.nargs == 0:
+        kinds = bool
+    else:
+        kinds = action.type if isinstance(action.type, type) else str
+    if type(value) is not kinds:
+        raise OptionError(f"{who} takes {kinds.__name__}; got {value!r}")
+    if action.choices is not None and value not in action.choices:
+        raise OptionError(f"{who} is one of {', '.join(map(str, action.choices))}; got {value!r}")
+    return value

@@ -15,7 +15,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Print the table; status 1 if a plugin failed to load."""
     arguments = parser.parse_args(argv)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PluginWarning)  # the failures are printed below
+        warnings.simplefilter("ignore", PluginWarning)  # what they say is printed below
         loaded = host()
     components = loaded.all_components()
     width = max((len(f"{c.kind}/{c.name}") for c in components), default=0)
@@ -25,6 +25,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             print(f"{'':<{width}}  {', '.join(component.options) or 'no options'}")
     if not components:
         print("no components: no plugin is installed, or all are blocked")
+    for source in loaded.blocked:
+        print(f"switched off: {source}")
+    for message in loaded.unknown:
+        print(f"WARNING {message}")
     for failure in loaded.failures:
         print(f"FAILED {failure.source}: {failure.reason}")
         if arguments.traceback:

@@ -1,17 +1,22 @@
 """``hfdataopt score``: scores of a dataset by a model in a folder (or on the hub), or by saved checkpoints."""
 
 import argparse
+from typing import Any
 
 from hfdataopt.commands.arguments import (
+    Parser,
     add_component_options,
     apply_config_file,
     component_options,
     encode_labels,
+    first_line,
     label_names,
     load_rows,
+    parse_with_component,
+    read_config,
     rename_columns,
 )
-from hfdataopt.errors import OptionError
+from hfdataopt.errors import DataError, OptionError
 from hfdataopt.plugins import host
 
 
@@ -35,37 +40,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Score, save, and print the best and worst rows."""
-    early = argparse.ArgumentParser(add_help=False)
+    early = Parser(prog=parser.prog, add_help=False)
     early.add_argument("--scorer")
     early.add_argument("--config")
     first, _ = early.parse_known_args(argv)
-    name = first.scorer
-    if first.config and not name:
-        import yaml
-
-        with open(first.config) as stream:
-            name = (yaml.safe_load(stream) or {}).get("scorer")
-    component = host().get("scorer", name) if name else None
-    if component is not None:
-        add_component_options(parser, component)
+    name = first.scorer or (read_config(first.config).get("scorer") if first.config else None)
+    if name is None:  # says what is missing, or prints --help
+        parser.parse_args(argv)
+        raise OptionError(f"--config {first.config}: give the name of a scorer, here or with --scorer")
+    component = host().get("scorer", name)
+    add_component_options(parser, component)
     if first.config:
         apply_config_file(parser, first.config)
-    arguments = parser.parse_args(argv)
-    assert component is not None
+    arguments = parse_with_component(parser, argv, component)
     scorer = component.create(**component_options(component, arguments))
     if arguments.model is None and not arguments.checkpoints:
         raise OptionError("give --model or --checkpoints")
+    if arguments.batch_size < 1 or arguments.show < 0:
+        raise OptionError(
+            f"--batch_size must be at least 1 and --show at least 0; got {arguments.batch_size} and {arguments.show}"
+        )
 
     from hfdataopt import attribute
+    from hfdataopt.attribution.scores import row_text
 
     where = arguments.model or arguments.checkpoints[-1]
-    pool = rename_columns(load_rows(arguments.pool, "train"), arguments.text, arguments.label, "pool")
+    raw = pool = rename_columns(load_rows(arguments.pool, "train"), arguments.text, arguments.label, "pool")
     queries = None
     if arguments.queries:
         queries = rename_columns(load_rows(arguments.queries, "validation"), arguments.text, arguments.label, "queries")
-    names = label_names(pool) if "label" in pool.column_names else None
-    model, tokenizer = _load(where, arguments.task, names, arguments.trust_remote_code)
-    if "label" in pool.column_names:
+    labelled = "label" in pool.column_names
+    names = label_names(pool, "pool") if labelled else None
+    model, tokenizer = _load(where, arguments.task, _count_classes(pool, names), arguments.trust_remote_code)
+    if labelled:
         names = _names_of(model, names)
         pool = encode_labels(pool, names, "pool")
         queries = None if queries is None else encode_labels(queries, names, "queries")
@@ -79,23 +86,30 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         batch_size=arguments.batch_size,
         output_dir=arguments.output_dir,
     )
-    from hfdataopt.attribution.scores import row_text
-
     print(scores)
     where_is = {row: position for position, row in enumerate(scores.row_ids)}
     count = min(arguments.show, len(scores))
     for title, ids in (("lowest", scores.bottom(k=count)), ("highest", scores.top(k=count))) if count else ():
         print(f"{title} {count}:")
         for row in ids:
-            print(f"  {scores.values[where_is[row]]:+.4g}  row {row}  {row_text(pool[where_is[row]])}")
+            print(f"  {scores.values[where_is[row]]:+.4g}  row {row}  {row_text(raw[where_is[row]])}")
     return 0
 
 
-def _load(where: str, task: str | None, names: list[str] | None, trust_remote_code: bool):  # type: ignore[no-untyped-def]
+def _load(where: str, task: str | None, classes: int | None, trust_remote_code: bool) -> tuple[Any, Any]:
     """Model and tokenizer; without ``--task``, the class that the config names."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    def load(auto: Any, **options: Any) -> Any:
+        try:
+            return auto.from_pretrained(where, trust_remote_code=trust_remote_code, **options)
+        except Exception as error:  # a missing folder, a broken file, no network: anything, from several libraries
+            what = auto.__name__.removeprefix("Auto")
+            raise DataError(
+                f"no {what} could be loaded from {where!r}: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+    config = load(transformers.AutoConfig)
     architecture = (config.architectures or [""])[0]
     if task is None:
         task = "causal" if architecture.endswith(("ForCausalLM", "LMHeadModel")) else "classification"
@@ -103,20 +117,33 @@ def _load(where: str, task: str | None, names: list[str] | None, trust_remote_co
             raise OptionError(
                 f"{where} is a {architecture}; say --task classification to put a classification head on it"
             )
-    kind = transformers.AutoModelForCausalLM if task == "causal" else transformers.AutoModelForSequenceClassification
-    extra = (
-        {"num_labels": len(names)}
-        if task == "classification" and names and not architecture.endswith("ForSequenceClassification")
-        else {}
-    )
-    model = kind.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    if task == "causal":
+        model = load(transformers.AutoModelForCausalLM)
+    elif architecture.endswith("ForSequenceClassification") or classes is None:
+        model = load(transformers.AutoModelForSequenceClassification)
+        if classes is not None and classes > model.config.num_labels:
+            raise DataError(f"the pool has {classes} classes, but the model in {where!r} has {model.config.num_labels}")
+    else:
+        model = load(transformers.AutoModelForSequenceClassification, num_labels=classes)
+    tokenizer = load(transformers.AutoTokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
 
 
-def _names_of(model, names: list[str] | None) -> list[str] | None:  # type: ignore[no-untyped-def]
+def _count_classes(pool: Any, names: list[str] | None) -> int | None:
+    """How many classes the pool has, by name or by the largest whole number; None where it has no class labels."""
+    if names is not None:
+        return len(names)
+    from hfdataopt.attribution.rows import as_list
+
+    values = as_list(pool["label"]) if "label" in pool.column_names else []
+    if not values or any(isinstance(value, bool) or not isinstance(value, int) for value in values):
+        return None
+    return max(values) + 1
+
+
+def _names_of(model: Any, names: list[str] | None) -> list[str] | None:
     """Class names in the order of the model's own ids where it knows these names, else as they come."""
     own = [model.config.id2label[index] for index in sorted(model.config.id2label)]
     return own if names is not None and set(names) <= set(own) else names

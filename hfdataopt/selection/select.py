@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hfdataopt.attribution.rows import check_map_style, row_ids
+from hfdataopt.attribution.rows import as_list, check_map_style, row_ids
 from hfdataopt.attribution.scores import Scores, count_of
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError
@@ -68,13 +68,12 @@ def select(
             raise OptionError(f"select: {count} rows were asked for but only {len(scored)} have a score")
         keys = values if rule == "top" else values + np.array([_gumbel(seed, value) for value in ids])
         kept = sorted(sorted((int(i) for i in scored), key=lambda i: (-keys[i], ids[i]))[:count])
-    if isinstance(by, Scores):
-        if by.metadata.get("meaning") == "suspicion" and threshold is None and len(kept) < len(values) / 2:
-            warnings.warn(
-                f"select: {by.scorer!r} measures suspicion, so its top {len(kept)} of {len(values)} rows are the least suspicious "
-                "(the easiest), not the most helpful; use it to drop the lowest rows, e.g. fraction=0.9",
-                stacklevel=2,
-            )
+    if isinstance(by, Scores) and by.metadata.get("meaning") == "suspicion" and len(kept) < len(values) / 2:
+        warnings.warn(
+            f"select: {by.scorer!r} measures suspicion, so its top {len(kept)} of {len(values)} rows are the least suspicious "
+            "(the easiest), not the most helpful; use it to drop the lowest rows, e.g. fraction=0.9",
+            stacklevel=2,
+        )
     say(f"select: kept {len(kept)} of {len(values)} rows by {_describe(by)}")
     host().hook.after_selection(dataset=dataset, kept=[ids[i] for i in kept], by=_describe(by))
     return dataset.select(kept)
@@ -91,13 +90,16 @@ def _values(dataset: Any, by: Any) -> np.ndarray:
         raise OptionError(f"select: by must be Scores or the name of a column; got {type(by).__name__}")
     if by not in dataset.column_names:
         raise DataError(f"select: the dataset has no column {by!r}; it has: {', '.join(dataset.column_names)}")
-    column = dataset[by][:]
-    wrong = next((value for value in column if not isinstance(value, int | float)), 0.0)
-    if not isinstance(wrong, int | float):
-        raise DataError(f"select: column {by!r} must hold numbers; got {wrong!r}")
-    values = np.array(column, dtype=np.float64)
+    column = as_list(dataset[by])
+    wrong = [value for value in column if value is not None and not isinstance(value, int | float)]
+    if wrong:
+        raise DataError(f"select: column {by!r} must hold numbers; got {wrong[0]!r}")
+    values = np.array([math.nan if value is None else value for value in column], dtype=np.float64)
     if np.isnan(values).any():
-        raise DataError(f"select: column {by!r} is NaN in {int(np.isnan(values).sum())} rows; drop or fill them first")
+        count, first = int(np.isnan(values).sum()), row_ids(dataset)[int(np.isnan(values).argmax())]
+        raise DataError(
+            f"select: column {by!r} is NaN or None in {count} rows, first in row {first!r}; drop or fill them first"
+        )
     return values
 
 
