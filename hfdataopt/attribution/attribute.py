@@ -11,6 +11,7 @@ from hfdataopt.attribution.rows import Rows
 from hfdataopt.attribution.run import Moment, ScoringRun
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.errors import DataError, OptionError
+from hfdataopt.gradients import weights_hash
 
 
 def attribute(
@@ -55,14 +56,25 @@ def attribute(
     if chosen.needs_queries:
         prepared, collate = prepare_dataset(queries, model, processing_class, data_collator, "queries")
         query_rows = Rows(prepared, collate, side="queries", keep=_model_columns(prepared, model))
+    identity: dict[str, Any] = {"model": type(model).__name__}
+    if output_dir is not None and checkpoints is None:
+        identity["weights"] = weights_hash(model)
     run = ScoringRun(
-        chosen, pool_rows, query_rows, folder=output_dir, batch_size=batch_size, processing_class=processing_class
+        chosen,
+        pool_rows,
+        query_rows,
+        folder=output_dir,
+        batch_size=batch_size,
+        processing_class=processing_class,
+        identity=identity,
     )
     if checkpoints is None:
         run.check(model)
         run.open()
         run.observe(model, Moment(0))
         return run.finish()
+    if isinstance(checkpoints, str | os.PathLike):
+        raise OptionError(f"attribute: checkpoints={str(checkpoints)!r} must be a list of folders; wrap it in [...]")
     found = [Checkpoint.of(value) for value in checkpoints]
     if not found:
         raise OptionError("attribute: checkpoints= is empty; pass at least one folder, or None for the model as it is")
@@ -78,7 +90,7 @@ def attribute(
         rate = checkpoint.mean_learning_rate(previous) if weigh else 1.0
         moments.append(Moment(index if step is None else step, rate))
     run.check(model)
-    run.open(resumed_step=max(moment.step for moment in moments))
+    run.open()  # finished moments are found by the hash of their weights
     if chosen.combine == "last":
         latest = max(range(len(found)), key=lambda i: moments[i].step)
         found, moments = [found[latest]], [moments[latest]]

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hfdataopt.attribution.prepare import prepare_dataset
+from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.rows import ROW_ID, Rows, check_map_style
 from hfdataopt.attribution.run import Moment, ScoringRun
 from hfdataopt.attribution.scorer import Scorer, When
@@ -72,6 +73,7 @@ class AttributionCallback(TrainerCallback):
         self.scores = None
         self._refuse_unsupported(args, loader)
         collate, keep = loader.collate_fn, getattr(loader.dataset, "column_names", None)
+        keep = keep and [*keep, "label", "labels"]
         processing_class = kwargs.get("processing_class")
         pool = self._make_pool(loader, collate, keep, model, processing_class)
         queries = self._make_queries(collate, keep, model, processing_class)
@@ -84,24 +86,27 @@ class AttributionCallback(TrainerCallback):
             processing_class=processing_class,
             autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
             replace=self._output_dir is None,
+            identity={"model": type(model).__name__},
         )
         run.scorer_runs_at_start = self.when == "train_begin"
         run.check(model)
         run.open(resumed_step=state.global_step)
         self._run = run
-        self._rates = _LearningRates(run.folder, state.global_step, write=state.is_world_process_zero)
+        assert run.folder is not None
+        self._rates = _LearningRates(run.folder, state.global_step, run.processes)
         if self.when == "train_begin":
             if state.global_step == 0 or not run.results:
-                if state.global_step > 0:
+                if state.global_step > 0 and run.processes.is_main:
                     say(
-                        f"{self.scorer.name}: training resumes at step {state.global_step} and no scores from its beginning are in "
-                        f"{run.folder}; scoring the weights as they are now"
+                        f"{self.scorer.name}: training resumes at step {state.global_step} and no scores from its beginning "
+                        f"are in {run.folder}; scoring the weights as they are now"
                     )
                 self._observe(args, state, kwargs)
             self._finish(args, state)
-        elif state.global_step > 0 and not run.results and self.when in ("epoch", "save"):
+        elif state.global_step > 0 and not run.results and self.when in ("epoch", "save") and run.processes.is_main:
             say(
-                f"{self.scorer.name}: training resumes at step {state.global_step}, but {run.folder} holds no earlier moment; they will be missing"
+                f"{self.scorer.name}: training resumes at step {state.global_step}, but {run.folder} holds no earlier moment; "
+                "earlier moments are left out"
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -120,7 +125,10 @@ class AttributionCallback(TrainerCallback):
         if self.when == "train_end":
             self._observe(args, state, kwargs)
         if self.when != "train_begin" and self._run is not None:
-            self._finish(args, state)
+            if self._run.results:
+                self._finish(args, state)
+            elif self._run.processes.is_main:
+                say(f"{self.scorer.name}: training ended before the first moment ({self.when}); there are no scores")
 
     # -- what the events do
 
@@ -138,7 +146,8 @@ class AttributionCallback(TrainerCallback):
         report = {f"attribution/{self.scorer.name}/{name}": float(value) for name, value in _summary(values).items()}
         report[f"attribution/{self.scorer.name}/seconds"] = round(self._run.seconds, 3)
         if self.trainer is not None:
-            self.trainer.log(report)
+            # The base class's own method: SFTTrainer.log would add and reset the metrics of the training under way.
+            Trainer.log(self.trainer, report)
         elif state.is_world_process_zero:
             state.log_history.append({**report, "step": state.global_step})
             for tracker in ("wandb", "trackio"):
@@ -153,20 +162,25 @@ class AttributionCallback(TrainerCallback):
         for option in ("packing", "padding_free"):
             if getattr(args, option, False) and self._pool is None:
                 raise OptionError(
-                    f"{who}: {option}=True puts several rows into one, so a batch row is no training row; set {option}=False, or pass "
-                    "pool= the unpacked tokenized dataset"
+                    f"{who}: {option}=True puts several rows into one, so a batch row is no training row; set {option}=False, "
+                    "or pass pool= the unpacked tokenized dataset (trainer= does not help: the ids are lost)"
                 )
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise OptionError(
                 f"{who}: deepspeed and FSDP shard the weights, which per-example gradients cannot read; run attribute() on a saved checkpoint"
             )
-        if self._pool is None and self.trainer is None:
-            check_map_style(loader.dataset, f"{who}: the training dataset")
-            shuffled = getattr(args, "shuffle_dataset", False)
-            if shuffled and ROW_ID not in (getattr(loader.dataset, "column_names", None) or []):
+        if self.when == "save" and str(getattr(args.save_strategy, "value", args.save_strategy)) == "no":
+            raise OptionError(
+                f"{who}: when='save', but save_strategy='no' never saves; use when='epoch', or save_strategy='epoch'"
+            )
+        if self._pool is None:
+            dataset = loader.dataset if self.trainer is None else self.trainer.train_dataset
+            check_map_style(dataset, f"{who}: the training dataset")
+            if getattr(args, "shuffle_dataset", False) and ROW_ID not in (getattr(dataset, "column_names", None) or []):
                 raise OptionError(
-                    f"{who}: shuffle_dataset=True reorders the rows while they are prepared, so positions are no identity; use "
-                    "with_row_ids(dataset) and trainer.add_callback(AttributionCallback(..., trainer=trainer)), or pass pool="
+                    f"{who}: shuffle_dataset=True reorders the rows while they are prepared, so positions are no identity. "
+                    "Train on train_dataset=with_row_ids(dataset) and use trainer.add_callback(AttributionCallback(..., "
+                    "trainer=trainer)), or pass pool= the dataset as it was prepared"
                 )
 
     def _make_pool(self, loader: Any, collate: Any, keep: Any, model: Any, processing_class: Any) -> Rows:
@@ -221,23 +235,26 @@ def _summary(values: Any) -> dict[str, float]:
 class _LearningRates:
     """The learning rate of each optimizer step, on disk so that a resumed run has those from before."""
 
-    def __init__(self, folder: Path | None, resumed_step: int, *, write: bool):
-        self.file = folder / "learning_rates.jsonl" if folder is not None else None
-        self.write = write
-        self.rates: dict[int, float] = {}
-        if self.file is not None and self.file.is_file() and resumed_step > 0:
+    def __init__(self, folder: Path, resumed_step: int, processes: Processes):
+        self.file = folder / "learning_rates.jsonl"
+        self.write = processes.is_main
+        self.rates: dict[int, float] = processes.run_on_main(lambda: self._take_up(resumed_step))
+
+    def _take_up(self, resumed_step: int) -> dict[int, float]:
+        """The rates up to the resumed step; later ones, of steps that will be taken again, are dropped from the file."""
+        rates = {}
+        if self.file.is_file() and resumed_step > 0:
             for line in self.file.read_text().splitlines():
                 try:
                     step, rate = json.loads(line)
                 except ValueError:  # the last line of a killed run may be cut short
                     continue
                 if step <= resumed_step:
-                    self.rates[step] = rate
-        if self.file is not None and write:
-            self._append("".join(f"{json.dumps(item)}\n" for item in self.rates.items()), "w")
+                    rates[step] = rate
+        self._write("".join(f"{json.dumps(item)}\n" for item in rates.items()), "w")
+        return rates
 
-    def _append(self, text: str, mode: str) -> None:
-        assert self.file is not None
+    def _write(self, text: str, mode: str) -> None:
         try:
             with self.file.open(mode) as stream:
                 stream.write(text)
@@ -246,8 +263,8 @@ class _LearningRates:
 
     def add(self, step: int, rate: Any) -> None:
         self.rates[step] = float(rate)
-        if self.file is not None and self.write:
-            self._append(f"{json.dumps([step, float(rate)])}\n", "a")
+        if self.write:
+            self._write(f"{json.dumps([step, float(rate)])}\n", "a")
 
     def mean(self, since: int, until: int) -> float | None:
         """Mean rate of the steps after ``since`` up to ``until``; None where no step was taken."""

@@ -26,8 +26,7 @@ from hfdataopt.attribution.task import (
     resolve_head,
     scalar_of,
 )
-from hfdataopt.console import say
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import OptionError
 from hfdataopt.gradients import find_blocks
 from hfdataopt.shapley import loo_ridge
 
@@ -82,8 +81,9 @@ class KernelScorer(GradientScorer):
             binary task, and the mean of the kernels of all logits otherwise.
         per_class: one kernel per class, each regressing its own target, instead of one for all.
         normalize: divide by the row norms, so that every row has kernel 1 with itself.
-        pooling: how hidden states become one vector: ``mean``, ``first``, ``last`` real token; ``auto`` is ``last`` for
-            models that attend causally and ``mean`` for others.
+        pooling: how hidden states become one vector: ``mean``, ``first`` or ``last`` real token, or ``answer``, where a
+            language model predicts the label; ``auto`` is ``answer`` for language models, ``last`` for other models
+            that attend causally, and ``mean`` for the rest.
     """
 
     default_when: ClassVar[Any] = "train_begin"
@@ -122,14 +122,16 @@ class KernelScorer(GradientScorer):
         head_name = resolve_head(self.head, view.model, labels, self.name)
         view.facts["head"] = head_name
         if head_name == "model" and view.moment.step == 0:
-            say(
-                f"{self.name}: head='model' at the beginning of training; if the classification head is fresh, its logits say nothing yet"
+            view.say(
+                "head='model' before any training step: if the classification head is fresh, its logits say nothing yet"
             )
         sides = ["pool", *(["queries"] if view.queries is not None else [])]
         features: list[dict[str, torch.Tensor]] = []
         pooled: dict[str, torch.Tensor] = {}
         if self.kernel in ("hidden", "sum") or head_name == "probe":
-            pooled = {side: view.embeddings(side, self.pooling) for side in sides}
+            # A query that cannot be read is an error always: the rows are judged by all of them.
+            skip = {"pool": self.on_nonfinite, "queries": "error"}
+            pooled = {side: view.embeddings(side, self.pooling, skip[side]) for side in sides}
         kernels: list[Pieces] = []
         if self.kernel in ("entk", "sum"):
             head = self._head(head_name, labels, pooled)
@@ -138,7 +140,10 @@ class KernelScorer(GradientScorer):
             features = [
                 {
                     side: view.gradients(
-                        side, target=f"{head_name}-logit-{name}", of=scalar_of(head, weights), **options
+                        side,
+                        target=f"{head_name}-logit-{name}",
+                        of=scalar_of(head, weights),
+                        **{**options, "on_nonfinite": self.on_nonfinite if side == "pool" else "error"},
                     ).whole()
                     for side in sides
                 }
@@ -146,17 +151,14 @@ class KernelScorer(GradientScorer):
             ]
             kernels.append(_inner_products(features, stack=self.per_class))
         if self.kernel in ("hidden", "sum"):
-            with_bias = {side: torch.cat([x, x.new_full((len(x), 1), float(x.std()))], 1) for side, x in pooled.items()}
+            bias = float(pooled["pool"][torch.isfinite(pooled["pool"]).all(1)].std())
+            with_bias = {side: torch.cat([x, x.new_full((len(x), 1), bias)], 1) for side, x in pooled.items()}
             kernels.append(_inner_products([with_bias], stack=False))
         finite = torch.isfinite(kernels[0].pool.diagonal(dim1=-2, dim2=-1))
         for piece in kernels[1:]:
             finite = finite & torch.isfinite(piece.pool.diagonal(dim1=-2, dim2=-1))
         rows = torch.nonzero(finite if finite.ndim == 1 else finite.all(0)).flatten()
         merged = _merge([piece.keep(rows) for piece in kernels], self.normalize)
-        if merged.queries is not None and not bool(torch.isfinite(merged.queries).all()):
-            raise DataError(
-                f"{self.name}: the gradient of a query is not finite; remove the query or use dtype='float32'"
-            )
         view.facts["kernel_rows"] = len(rows)
         return TaskKernel(merged.pool, merged.cross, merged.queries, labels.pool[rows], labels.queries, rows)
 
@@ -185,7 +187,8 @@ class KernelScorer(GradientScorer):
             return prompt_head(labels.classes)
         if name == "model":
             return model_head(labels.classes)
-        return probe_head(fit_linear_probe(pooled["pool"], labels.pool, labels.count), self.pooling)
+        finite = torch.isfinite(pooled["pool"]).all(1)
+        return probe_head(fit_linear_probe(pooled["pool"][finite], labels.pool[finite], labels.count), self.pooling)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,15 @@ of processes, and no tensors of unequal shapes are gathered.
 """
 
 import os
+import pickle
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+
+from hfdataopt.errors import HfDataOptError
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,10 @@ class Processes:
     @classmethod
     def current(cls) -> "Processes":
         """Read from accelerate when a distributed run is under way, else one process."""
-        from accelerate.state import PartialState
+        started = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if started or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate.state import PartialState
 
-        if PartialState._shared_state or int(os.environ.get("WORLD_SIZE", "1")) > 1:
             state = PartialState()
             return cls(state.process_index, state.num_processes)
         return cls()
@@ -48,7 +55,22 @@ class Processes:
         broadcast_object_list(box, from_process=0)
         return box[0]
 
-    def run_on_main(self, function: Any) -> Any:
+    def together(self, function: Callable[[], None]) -> None:
+        """Call ``function()`` on every process and wait for all; an error on one is raised on each, so that none hangs."""
+        if self.count == 1:
+            return function()
+        from accelerate.utils import gather_object
+
+        error: Exception | None = None
+        try:
+            function()
+        except Exception as raised:
+            error = raised
+        errors = [other for other in gather_object([_sendable(error)]) if other is not None]
+        if errors:
+            raise error or errors[0]
+
+    def run_on_main(self, function: Callable[[], Any]) -> Any:
         """Call ``function()`` on the main process and give its result to all; an error there is raised on every process."""
         if self.count == 1:
             return function()
@@ -57,7 +79,7 @@ class Processes:
             try:
                 outcome = (True, function())
             except Exception as error:
-                outcome = (False, error)
+                outcome = (False, _sendable(error))
         succeeded, value = self.broadcast(outcome)
         if not succeeded:
             raise value
@@ -66,3 +88,12 @@ class Processes:
     def shared_folder(self) -> str:
         """A temporary folder that all processes of this machine see; the caller removes it."""
         return self.broadcast(tempfile.mkdtemp(prefix="hfdataopt-") if self.is_main else None)
+
+
+def _sendable(error: Exception | None) -> Exception | None:
+    """The error, or its text where it cannot travel to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return HfDataOptError(f"{type(error).__name__}: {error}")
+    return error

@@ -13,6 +13,16 @@ import numpy as np
 import torch
 
 
+def reseed(seed: int) -> None:
+    """Seed the global random states; only inside :func:`untouched`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    # torch.manual_seed would also queue a seed for a CUDA context that does not exist yet
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextmanager
 def untouched(model: Any, seed: int = 0) -> Iterator[None]:
     """Score inside: the model is in eval mode, and random numbers drawn here (by a collator, say) depend on ``seed`` only."""
@@ -25,11 +35,7 @@ def untouched(model: Any, seed: int = 0) -> Iterator[None]:
     cuda_states = [torch.cuda.get_rng_state(device) for device in devices]
     try:
         model.eval()
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
-        if devices:  # torch.manual_seed would also queue a seed for a CUDA context that does not exist yet
-            torch.cuda.manual_seed_all(seed)
+        reseed(seed)
         yield
     finally:
         for module, mode in modes.items():

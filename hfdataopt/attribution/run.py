@@ -10,17 +10,20 @@ Layout of a run's folder::
     scores.safetensors, scores.json  the combined result
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.quiet import untouched
@@ -51,6 +54,7 @@ class ScoringRun:
     Args:
         folder: where everything is kept; None keeps nothing (then nothing can resume).
         replace: what to do with a folder that holds another run: replace it and say so, or raise.
+        identity: JSON values that say what is scored; a folder with others holds another run.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class ScoringRun:
         processing_class: Any = None,
         autocast: str | None = None,
         replace: bool = False,
+        identity: dict[str, Any] | None = None,
     ):
         self.scorer = scorer
         self.pool = pool
@@ -76,17 +81,16 @@ class ScoringRun:
         self.processes = Processes.current()
         self.results: list[tuple[Moment, str, Result]] = []
         self.seconds = 0.0
-        self._document = self._describe()
-
-    # -- the folder
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "scorer": self.scorer.name,
-            "options": _json_options(self.scorer),
+        self._document = {
+            "scorer": scorer.name,
+            "options": _json_options(scorer),
             "pool": _fingerprint(self.pool),
             "queries": _fingerprint(self.queries) if self.queries is not None else None,
+            "autocast": autocast,
+            **(identity or {}),
         }
+
+    # -- the folder
 
     def open(self, resumed_step: int = 0) -> None:
         """Open the folder: take over the moments up to ``resumed_step`` that this very run recorded before it was stopped.
@@ -97,7 +101,7 @@ class ScoringRun:
         if self.folder is None:
             return
         self.processes.run_on_main(lambda: self._prepare_folder(resumed_step))
-        for entry in self._recorded():
+        for entry in self.processes.run_on_main(self._recorded):
             result = self._load_result(self.folder / entry["folder"])
             if result is not None:
                 self.results.append(
@@ -119,7 +123,8 @@ class ScoringRun:
                     )
                 if differs:
                     say(
-                        f"{self.scorer.name}: replacing the scores of an earlier run with other {' and '.join(differs)} in {self.folder}"
+                        f"{self.scorer.name}: replacing the scores of an earlier run with other {' and '.join(differs)} "
+                        f"in {self.folder}"
                     )
                     shutil.rmtree(self.folder)
                     self.folder.mkdir(parents=True)
@@ -145,9 +150,31 @@ class ScoringRun:
         except OSError as error:
             raise StoreError(f"{self.scorer.name}: {str(file)!r} cannot be written: {error}") from error
 
+    @contextlib.contextmanager
+    def _folder_of(self, moment: Moment, weights: str) -> Iterator[Path | None]:
+        """Where a moment is kept. Several processes meet in a folder, so without one they get a temporary one."""
+        if self.folder is not None or self.processes.count == 1:
+            yield None if self.folder is None else self.folder / _moment_folder(moment, weights)
+            return
+        shared = self.processes.shared_folder()
+        try:
+            yield Path(shared)
+            self.processes.wait()
+        finally:
+            if self.processes.is_main:
+                shutil.rmtree(shared, ignore_errors=True)
+
     # -- moments
 
-    def view(self, model: Any, moment: Moment, *, optimizer: Any = None, folder: Path | None = None) -> View:
+    def view(
+        self,
+        model: Any,
+        moment: Moment,
+        *,
+        optimizer: Any = None,
+        folder: Path | None = None,
+        weights: str | None = None,
+    ) -> View:
         return View(
             model,
             self.pool,
@@ -160,6 +187,7 @@ class ScoringRun:
             autocast=self.autocast,
             processes=self.processes,
             name=self.scorer.name,
+            weights=weights,
         )
 
     def check(self, model: Any) -> None:
@@ -171,16 +199,12 @@ class ScoringRun:
         """Score at this moment; a result already on disk for the same weights is taken instead."""
         started = time.monotonic()
         weights = weights_hash(model)
-        folder = self.folder / f"step-{moment.step:06d}-{weights[:8]}" if self.folder is not None else None
-        result = self._load_result(folder) if folder is not None else None
-        if result is None:
-            with untouched(model):
-                view = self.view(model, moment, optimizer=optimizer, folder=folder)
-                queries = len(self.queries) if self.queries is not None else 0
-                result = Result.of(self.scorer.score(view), len(self.pool), queries, self.scorer.name)
-                result.metadata = {**view.facts, **result.metadata}
-            if folder is not None:
-                self.processes.run_on_main(lambda: self._save_result(folder, result))
+        with self._folder_of(moment, weights) as folder:
+            # The main process looks, for all: another might already see what it saves a little later.
+            there = folder is not None and self.processes.run_on_main(lambda: (folder / "result.json").is_file())
+            result = self._load_result(folder) if there and folder is not None else None
+            if result is None:
+                result = self._score(model, moment, optimizer, folder, weights)
         self.results = [entry for entry in self.results if entry[0].step != moment.step]
         self.results.append((moment, weights, result))
         if self.folder is not None:
@@ -188,10 +212,20 @@ class ScoringRun:
         self.seconds += time.monotonic() - started
         return result
 
+    def _score(self, model: Any, moment: Moment, optimizer: Any, folder: Path | None, weights: str) -> Result:
+        with untouched(model):
+            view = self.view(model, moment, optimizer=optimizer, folder=folder, weights=weights)
+            queries = len(self.queries) if self.queries is not None else 0
+            result = Result.of(self.scorer.score(view), len(self.pool), queries, self.scorer.name)
+            result.metadata = {**view.facts, **result.metadata}
+        if folder is not None:
+            self.processes.run_on_main(lambda: self._save_result(folder, result))
+        return result
+
     def _record_moments(self) -> None:
         assert self.folder is not None
         moments = [
-            {**dataclasses.asdict(moment), "weights": weights, "folder": f"step-{moment.step:06d}-{weights[:8]}"}
+            {**dataclasses.asdict(moment), "weights": weights, "folder": _moment_folder(moment, weights)}
             for moment, weights, _ in self.results
         ]
         self._write_json(self.folder / "run.json", {**self._document, "moments": moments})
@@ -204,7 +238,7 @@ class ScoringRun:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "result.tmp")
+            (folder / "result.tmp").write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
             os.replace(folder / "result.tmp", folder / "result.safetensors")
         except OSError as error:
             raise StoreError(f"{self.scorer.name}: the result cannot be written to {str(folder)!r}: {error}") from error
@@ -222,6 +256,15 @@ class ScoringRun:
         )
 
     # -- the end
+
+    def _keep(self, scores: Scores) -> None:
+        """Save the scores, and drop the moments of earlier runs in this folder."""
+        assert self.folder is not None
+        scores.save(self.folder)
+        current = {_moment_folder(moment, weights) for moment, weights, _ in self.results}
+        for folder in self.folder.iterdir():
+            if re.fullmatch(r"step-\d{6,}-[0-9a-f]{8}", folder.name) and folder.name not in current:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self) -> Scores:
         """Combine the moments, save, tell observers, and print one line."""
@@ -260,12 +303,16 @@ class ScoringRun:
             tokenizer=self.processing_class,
         )
         if self.folder is not None:
-            self.processes.run_on_main(lambda: scores.save(self.folder))
+            self.processes.run_on_main(lambda: self._keep(scores))
         host().hook.after_scoring(scores=scores)
         if self.processes.is_main:
             where = f"; saved in {self.folder}" if self.folder is not None else ""
             say(f"{scores}; {len(results)} moment{'s' * (len(results) > 1)}, {self.seconds:.1f} s{where}")
         return scores
+
+
+def _moment_folder(moment: Moment, weights: str) -> str:
+    return f"step-{moment.step:06d}-{weights[:8]}"
 
 
 def _json_options(scorer: Scorer) -> dict[str, Any]:

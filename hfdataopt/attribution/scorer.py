@@ -55,7 +55,8 @@ class Result:
         if values is not None and values.ndim == 2 and matrix is None:
             values, matrix = None, values
         if values is None and matrix is not None and matrix.ndim == 2:
-            values = matrix.mean(axis=1)
+            scored = ~np.isnan(matrix).all(axis=0)  # a skipped query has no score from any row
+            values = matrix[:, scored].mean(axis=1) if scored.any() else np.full(len(matrix), np.nan)
         if values is None or values.shape != (rows,) or (matrix is not None and matrix.shape != (rows, queries)):
             got = None if values is None else values.shape
             raise DataError(
@@ -63,7 +64,10 @@ class Result:
                 + ("" if matrix is None else f" and a matrix of shape {matrix.shape}")
                 + f"; expected [{rows}] or [{rows}, {queries}]"
             )
-        return cls(values, matrix, _float64(result.standard_errors), result.metadata)
+        errors = _float64(result.standard_errors)
+        if errors is not None and errors.shape != (rows,):
+            raise DataError(f"scorer {who!r} returned standard errors of shape {errors.shape}; expected [{rows}]")
+        return cls(values, matrix, errors, result.metadata)
 
 
 def _float64(value: Any) -> np.ndarray | None:
@@ -103,16 +107,22 @@ class Scorer:
 
 @dataclass
 class PointwiseScorer(Scorer):
-    """A scorer that looks at one row at a time and needs no queries."""
+    """A scorer that looks at one row at a time and needs no queries.
+
+    Args:
+        on_nonfinite: what to do with a row whose score is not finite: ``error``, or ``skip`` it (it gets no score).
+    """
 
     needs_queries: ClassVar[bool] = False
+
+    on_nonfinite: Literal["error", "skip"] = field(default="error", kw_only=True)
 
     def score_batch(self, model: Any, batch: dict[str, Any]) -> "torch.Tensor":
         """Scores ``[batch]`` of one collated batch; the model is in eval mode and no graph is kept."""
         raise NotImplementedError(f"{type(self).__name__} must implement score_batch(model, batch)")
 
     def score(self, view: "View") -> Any:
-        return view.pointwise("pool", self.name, self.score_batch)
+        return view.pointwise("pool", self.name, self.score_batch, self.on_nonfinite)
 
 
 @dataclass
@@ -135,6 +145,10 @@ class GradientScorer(Scorer):
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(default=None, kw_only=True)
     on_nonfinite: Literal["error", "skip"] = field(default="error", kw_only=True)
     seed: int = field(default=0, kw_only=True)
+
+    def check(self, view: "View") -> None:
+        view.check_gradients(self.layers)
+        view.check_labels()
 
     def gradient_options(self) -> dict[str, Any]:
         """The keyword arguments of ``View.gradients`` that these fields set."""

@@ -8,7 +8,7 @@ Three heads give the scalar that is differentiated:
   does. The label words are the tokens that occur there as labels in the pool.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +17,10 @@ import torch
 from hfdataopt.attribution.probe import LinearProbe
 from hfdataopt.attribution.rows import Rows
 from hfdataopt.errors import DataError, OptionError
+from hfdataopt.gradients import find_task
 
 MAX_LABEL_WORDS = 64
-Pooling = Literal["auto", "mean", "first", "last"]
+Pooling = Literal["auto", "mean", "first", "last", "answer"]
 
 
 @dataclass(frozen=True)
@@ -76,32 +77,84 @@ def read_labels(model: Any, pool: Rows, queries: Rows | None, who: str, batch_si
 def _labels_of(model: Any, rows: Rows, who: str, batch_size: int) -> tuple[list[int], bool]:
     side = f"{who}: the {rows.side}"
     values: list[int] = []
-    words = False
+    words = is_language_model(model)
+    for ids, labels in _label_batches(rows, side, batch_size):
+        if labels.ndim == 2 and words:
+            values += _answer_tokens(model, labels, ids, side)[1].tolist()
+            continue
+        if labels.ndim != 1:
+            raise DataError(
+                f"{side}: one class per row is needed, but the labels have shape [rows, {', '.join(map(str, labels.shape[1:]))}]; "
+                "for several labels per row use loss, tracin or another gradient scorer"
+            )
+        _check_classes(labels, ids, side, model)
+        values += labels.tolist()
+    return values, words
+
+
+def _label_batches(rows: Rows, side: str, batch_size: int) -> Iterator[tuple[list[Any], torch.Tensor]]:
+    """``(row ids, labels)`` of every collated batch."""
     for positions, batch in rows.batches(batch_size):
         labels = batch.get("labels", batch.get("label"))
-        ids = [rows.ids[p] for p in positions]
         if labels is None:
+            raw = next((rows.column(name) for name in ("label", "labels") if rows.column(name) is not None), None)
+            if raw and isinstance(raw[0], str):
+                raise DataError(
+                    f"{side} has labels that are strings, such as {raw[0]!r}; map them to class numbers "
+                    "(dataset.class_encode_column)"
+                )
             raise DataError(
-                f"{side} have no labels after collation (columns {sorted(batch)}); a column 'label' or 'labels' is needed"
+                f"{side} has no labels after collation (columns {sorted(batch)}); a column 'label' or 'labels' is needed"
             )
         if not isinstance(labels, torch.Tensor):
             raise DataError(f"{side}: labels must be collated to a tensor; got {type(labels).__name__}")
-        if labels.ndim == 2:
-            words = True
-            values += _answer_tokens(model, labels, ids, side)[1].tolist()
-            continue
-        if labels.is_floating_point():
-            bad = torch.nonzero(torch.isnan(labels)).flatten().tolist()
-            where = f"row {ids[bad[0]]!r} is NaN" if bad else f"row {ids[0]!r} is {labels[0].item()!r}"
-            raise DataError(f"{side}: class labels must be whole numbers, but {where} ({labels.dtype})")
-        values += labels.tolist()
-        count = getattr(model.config, "num_labels", None)
-        for row, value in zip(ids, labels.tolist(), strict=True):
-            if value < 0 or (count is not None and value >= count):
-                raise DataError(
-                    f"{side}: row {row!r} has the label {value}, but the model has classes 0 to {(count or 0) - 1}"
-                )
-    return values, words
+        yield [rows.ids[p] for p in positions], labels
+
+
+def _check_classes(labels: torch.Tensor, ids: list[Any], side: str, model: Any, ignored: int | None = None) -> None:
+    """Class numbers ``[b]`` in the model's range, or ``ignored``."""
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        bad = torch.nonzero(torch.isnan(labels)).flatten().tolist()
+        where = f"row {ids[bad[0]]!r} is NaN" if bad else f"row {ids[0]!r} is {labels[0].item()!r}"
+        raise DataError(f"{side}: class labels must be whole numbers, but {where} ({labels.dtype})")
+    count = getattr(model.config, "num_labels", None)
+    for row, value in zip(ids, labels.tolist(), strict=True):
+        if value != ignored and (value < 0 or (count is not None and value >= count)):
+            raise DataError(
+                f"{side}: row {row!r} has the label {value}, but the model has classes 0 to {(count or 0) - 1}"
+            )
+
+
+def check_targets(model: Any, rows: Rows, who: str, batch_size: int = 64) -> None:
+    """Raise where the labels of any row do not fit the loss of the model, for scorers that read losses or gradients.
+
+    Models whose loss is not known here (a plugin gives it) are not checked.
+    """
+    task = find_task(model)
+    if task is None:
+        return
+    side = f"{who}: the {rows.side}"
+    inner = unpeft(model)
+    config = inner.config
+    for ids, labels in _label_batches(rows, side, batch_size):
+        if task == "sequence":
+            stated = getattr(config, "problem_type", None)
+            regression = stated == "regression" or (stated is None and config.num_labels == 1)
+            if labels.ndim == 1 and not regression:
+                _check_classes(labels, ids, side, model, ignored=-100)
+                continue
+            finite = torch.isfinite(labels.float().reshape(len(labels), -1)).all(1)
+        else:
+            if labels.is_floating_point():
+                raise DataError(f"{side}: labels must be token ids (whole numbers); row {ids[0]!r} has {labels.dtype}")
+            named = "ForTokenClassification" in type(inner).__name__
+            size = config.num_labels if named else config.get_text_config().vocab_size
+            outside = (labels != -100) & ((labels < 0) | (labels >= size))
+            finite = ~outside.reshape(len(labels), -1).any(1)
+        if not bool(finite.all()):
+            row = ids[int(torch.nonzero(~finite)[0])]
+            what = "is not finite" if task == "sequence" else f"lies outside 0 to {size - 1}"
+            raise DataError(f"{side}: a label of row {row!r} {what}")
 
 
 def _answer_tokens(model: Any, labels: torch.Tensor, ids: Any, side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,14 +170,26 @@ def _answer_tokens(model: Any, labels: torch.Tensor, ids: Any, side: str) -> tup
     return position, labels.gather(1, position[:, None])[:, 0]
 
 
+def unpeft(model: Any) -> Any:
+    """The model inside a PEFT wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _predicting_position(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """Where the first labelled token is predicted ``[b]``: at its position (masked LM), or one before (causal LM)."""
+    if "labels" not in batch:
+        raise DataError(f"the answer of {type(model).__name__} is found by its labels; got columns {sorted(batch)}")
+    position, _ = _answer_tokens(model, batch["labels"], range(len(batch["labels"])), "answer position")
+    return position - 1 if is_causal(model) else position
+
+
 def is_causal(model: Any) -> bool:
     """Whether the model's labels are shifted by one: a causal LM, also inside a PEFT wrapper."""
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return type(unpeft(model)).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def is_language_model(model: Any) -> bool:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unpeft(model)
     return is_causal(model) or type(inner).__name__.endswith("ForMaskedLM")
 
 
@@ -133,30 +198,36 @@ def is_language_model(model: Any) -> bool:
 
 def body_of(model: Any) -> Any:
     """The transformer without its head: ``base_model`` of a ``PreTrainedModel``, seen through a PEFT wrapper."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unpeft(model)
     return getattr(inner, "base_model", inner)
 
 
 def pooled_features(model: Any, batch: dict[str, Any], pooling: Pooling = "auto") -> torch.Tensor:
     """Last hidden state of each row, pooled: ``[b, d]`` float32.
 
-    ``auto`` is the last real token for models that attend causally, the mean over real tokens for others.
+    ``answer`` is where a language model predicts the first labelled token: there a causal one has not seen the row's own
+    label yet, which ``mean`` and ``last`` give away. ``auto`` is ``answer`` for language models, the last real token for
+    other models that attend causally, and the mean over real tokens for the rest.
     """
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "label", "row_id")}
     hidden = body_of(model)(**inputs).last_hidden_state.float()
     mask = batch.get("attention_mask")
     mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden)
     if pooling == "auto":
-        pooling = "last" if is_causal(model) or _attends_causally(model) else "mean"
+        answers = is_language_model(model) and "labels" in batch
+        pooling = "answer" if answers else "last" if _attends_causally(model) else "mean"
     if pooling == "mean":
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
     positions = torch.arange(hidden.shape[1], device=hidden.device) * mask
-    index = positions.argmax(1) if pooling == "last" else mask.argmax(1)
+    if pooling == "answer":
+        index = _predicting_position(model, batch)
+    else:
+        index = positions.argmax(1) if pooling == "last" else mask.argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), index]
 
 
 def _attends_causally(model: Any) -> bool:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unpeft(model)
     if getattr(inner.config, "is_encoder_decoder", False):
         return False
     return any(getattr(module, "is_causal", False) is True for module in inner.modules())
@@ -192,8 +263,7 @@ def prompt_head(classes: list[int]) -> Head:
 
     def logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
         inputs = {name: value for name, value in batch.items() if name not in ("labels", "label", "row_id")}
-        position, _ = _answer_tokens(model, batch["labels"], range(len(batch["labels"])), "prompt head")
-        position = position - 1 if is_causal(model) else position
+        position = _predicting_position(model, batch)
         out = model(**inputs).logits
         return out[torch.arange(len(out), device=out.device), position][:, classes].float()
 

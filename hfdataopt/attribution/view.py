@@ -14,19 +14,24 @@ import numpy as np
 import torch
 
 from hfdataopt.attribution.processes import Processes
+from hfdataopt.attribution.quiet import reseed
 from hfdataopt.attribution.rows import Rows, draw
-from hfdataopt.attribution.task import Pooling, pooled_features
+from hfdataopt.attribution.task import Pooling, check_targets, pooled_features
 from hfdataopt.console import say
+from hfdataopt.errors import DataError
 from hfdataopt.gradients import (
     Basis,
     GradientStore,
     find_blocks,
     fit_basis,
+    gradient_norms,
+    gram,
     kept_share,
     per_example_gradients,
     weights_hash,
 )
 from hfdataopt.gradients.capture import refuse_reentrant
+from hfdataopt.gradients.engine import name_rows
 from hfdataopt.plugins import host
 
 if TYPE_CHECKING:
@@ -93,13 +98,14 @@ class View:
         autocast: str | None,
         processes: Processes,
         name: str,
+        weights: str | None = None,
     ):
         self.model, self.pool, self.queries = model, pool, queries
         self.moment, self.optimizer, self.folder = moment, optimizer, folder
         self.batch_size, self.processing_class, self.autocast = batch_size, processing_class, autocast
         self.processes, self.name = processes, name
-        self.facts: dict[str, Any] = {}
-        self._weights: str | None = None
+        self.facts: dict[str, Any] = {"precision": self.precision()}
+        self._weights = weights
         self._bases: dict[str, Basis] = {}
 
     @property
@@ -122,12 +128,31 @@ class View:
     def batches(self, side: str, positions: Any = None) -> Iterator[dict[str, Any]]:
         """Collated batches on the model's device, in order; ``row_id`` holds the ids."""
         rows = self.rows(side)
-        for chunk, batch in rows.batches(self.batch_size, positions):
+        positions = range(len(rows)) if positions is None else positions
+        for start in range(0, len(positions), self.batch_size):
+            chunk = [int(position) for position in positions[start : start + self.batch_size]]
+            ids = [rows.ids[position] for position in chunk]
+            # A collator that draws (a masked LM's) draws the same for the same rows, also after a restart.
+            reseed(int.from_bytes(hashlib.sha256(json.dumps(ids).encode()).digest()[:7], "big"))
             moved = {
                 name: value.to(self.device) if isinstance(value, torch.Tensor) else value
-                for name, value in batch.items()
+                for name, value in rows.batch(chunk).items()
             }
-            yield {**moved, "row_id": [rows.ids[position] for position in chunk]}
+            yield {**moved, "row_id": ids}
+
+    def say(self, message: str) -> None:
+        """Print one line, from the main process."""
+        if self.processes.is_main:
+            say(f"{self.name}: {message}")
+
+    def precision(self, dtype: str | None = None) -> str:
+        """The dtype that forward and backward run in: ``dtype``, else the trainer's autocast, else the weights' own."""
+        return dtype or self.autocast or str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    def _engine_dtype(self, dtype: str | None) -> str | None:
+        """What the engine is asked for: None leaves a model with half-precision weights as it is."""
+        half = any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in self.model.parameters())
+        return dtype or self.autocast or (None if half else "float32")
 
     # -- one number, or one vector, per row
 
@@ -145,29 +170,60 @@ class View:
                 parts = [function(batch).detach().float().cpu() for batch in self.batches(side, positions)]
             return {"values": torch.cat(parts)}
 
-        return _tensor(self._sharded(side, what, {"kind": what, **(manifest or {})}, shard)["values"])
+        manifest = {"kind": what, "dtype": self.precision(), **(manifest or {})}
+        return _tensor(self._sharded(side, what, manifest, shard)["values"])
 
     def pointwise(
-        self, side: str, what: str, score_batch: Callable[[Any, dict[str, Any]], torch.Tensor]
+        self,
+        side: str,
+        what: str,
+        score_batch: Callable[[Any, dict[str, Any]], torch.Tensor],
+        on_nonfinite: str = "error",
     ) -> torch.Tensor:
-        """``score_batch(model, batch) -> [b]`` for all rows: ``[rows]`` float32."""
-        return self.per_row(
+        """``score_batch(model, batch) -> [b]`` for all rows: ``[rows]`` float32, NaN for a row that was skipped."""
+        values = self.per_row(
             side, what, lambda batch: score_batch(self.model, {k: v for k, v in batch.items() if k != "row_id"})
         )
+        finite = self.finite_rows(side, values, what, on_nonfinite)
+        return torch.where(finite, values, torch.full_like(values, float("nan")))
+
+    def finite_rows(self, side: str, values: torch.Tensor, what: str, on_nonfinite: str = "error") -> torch.Tensor:
+        """Which rows of ``values [rows, ...]`` are finite: ``[rows]`` bool.
+
+        Others are an error that names them, or (``on_nonfinite="skip"``) counted in the facts and said.
+        """
+        finite = torch.isfinite(values.reshape(len(values), -1)).all(1)
+        bad = [self.rows(side).ids[position] for position in torch.nonzero(~finite).flatten().tolist()]
+        if not bad:
+            return finite
+        found = f"{what} of {len(bad)} row(s) of the {side} is not finite: {name_rows(bad)}"
+        if on_nonfinite != "skip":
+            raise DataError(
+                f"{self.name}: {found}; look at these rows (and at the precision: float32), leave them out of the {side}, or pass "
+                "on_nonfinite='skip' where the scorer has this option"
+            )
+        self.say(f"{found}; {'they get no score' if side == 'pool' else 'they are left out'}")
+        self.facts[f"skipped_{side}"] = len(bad)
+        return finite
 
     def _autocast(self) -> Any:
         dtype = getattr(torch, self.autocast) if self.autocast else None
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def embeddings(self, side: str, pooling: Pooling = "auto") -> torch.Tensor:
-        """Pooled last hidden states ``[rows, d]`` float32 of a side."""
-        return self.per_row(
-            side,
-            f"embeddings-{pooling}",
-            lambda batch: pooled_features(self.model, batch, pooling),
-        )
+    def embeddings(self, side: str, pooling: Pooling = "auto", on_nonfinite: str = "error") -> torch.Tensor:
+        """Pooled last hidden states ``[rows, d]`` float32 of a side; rows that are not finite only by ``"skip"``."""
+        what = f"embeddings-{pooling}"
+        values = self.per_row(side, what, lambda batch: pooled_features(self.model, batch, pooling))
+        self.finite_rows(side, values, "the hidden state", on_nonfinite)
+        return values
 
     # -- gradients
+
+    def check_labels(self) -> None:
+        """Raise where the labels of pool or queries do not fit the model: missing, another type, NaN, out of range."""
+        for rows in (self.pool, self.queries):
+            if rows is not None:
+                check_targets(self.model, rows, self.name, self.batch_size)
 
     def check_gradients(self, layers: Any) -> None:
         """Raise what can be known before training: no layer selected, reentrant checkpointing."""
@@ -195,8 +251,9 @@ class View:
 
         A row skipped for a non-finite gradient has NaN features.
         """
-        dtype = dtype or self.autocast or "float32"
-        fitted = self._basis(target, of, basis, floats_per_row, layers, dtype, on_nonfinite, seed)
+        engine_dtype = self._engine_dtype(dtype)
+        self.facts["precision"] = self.precision(dtype)
+        fitted = self._basis(target, of, basis, floats_per_row, layers, engine_dtype, on_nonfinite, seed)
         rows = self.rows(side)
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
@@ -208,7 +265,7 @@ class View:
                 of=of,
                 basis=fitted,
                 layers=layers,
-                dtype=dtype,
+                dtype=engine_dtype,
                 on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
                 custom_loss=custom_loss,
             ):
@@ -228,62 +285,86 @@ class View:
             "kind": "gradients",
             "target": target,
             "basis": fitted.hash,
-            "dtype": dtype,
+            "dtype": self.precision(dtype),
             "layers": fitted.layers,
         }
         arrays = self._sharded(side, f"gradients-{target}", manifest, shard, tuple(GradientFeatures._fields))
         loss_sum, tokens = _tensor(arrays["loss_sum"]), _tensor(arrays["tokens"])
-        skipped = int(torch.isnan(loss_sum).sum())
-        if skipped:
-            say(f"{self.name}: {skipped} rows of the {side} have non-finite gradients and get no score")
-            self.facts[f"skipped_{side}"] = skipped
+        self.finite_rows(side, loss_sum, "the gradient", on_nonfinite)
         return GradientFeatures(arrays["features"], loss_sum, tokens)
 
     def gradient_products(self, *, of: Any = "loss", target: str = "loss", **options: Any) -> torch.Tensor:
-        """Inner products of pool and query gradients ``[rows, queries]`` float64; exact ones when ``basis="exact"``."""
-        if options.get("basis") == "exact":
-            from hfdataopt.gradients.exact import gram
+        """Inner products of pool and query gradients ``[rows, queries]`` float64; exact ones when ``basis="exact"``.
 
-            shared = {name: options.get(name) for name in ("layers", "dtype", "on_nonfinite")}
-            shared["dtype"] = shared["dtype"] or self.autocast or "float32"
+        Rows and columns skipped for a non-finite gradient are NaN.
+        """
+        if options.get("basis") != "exact":
+            queries = self.gradients("queries", of=of, target=target, **options).whole().T
+            pool = self.gradients("pool", of=of, target=target, **options)
+            return torch.cat([block @ queries for block in pool.blocks()])
+        good = {
+            side: torch.isfinite(self.squared_gradient_norms(side, of=of, target=target, **options))
+            for side in ("pool", "queries")
+        }
+        columns = torch.nonzero(good["queries"]).flatten().tolist()
+        engine = self._engine_options(of, options)
 
-            def shard(positions: list[int]) -> dict[str, torch.Tensor]:
-                rows = list(self.batches("pool", positions))
-                return {
-                    "values": gram(
-                        self.model, rows, list(self.batches("queries")), of=of, custom_loss=custom_loss, **shared
-                    )
-                }
+        def shard(positions: list[int]) -> dict[str, torch.Tensor]:
+            products = torch.full((len(positions), len(good["queries"])), float("nan"), dtype=torch.float64)
+            places = [place for place, position in enumerate(positions) if good["pool"][position]]
+            if places and columns:
+                rows = list(self.batches("pool", [positions[place] for place in places]))
+                products[torch.tensor(places)[:, None], torch.tensor(columns)] = gram(
+                    self.model, rows, list(self.batches("queries", columns)), **engine
+                )
+            return {"values": products}
 
-            manifest = {"kind": "products", "target": target, "queries": self.rows("queries").contents, **shared}
-            return _tensor(self._sharded("pool", f"products-{target}", manifest, shard)["values"])
-        queries = self.gradients("queries", of=of, target=target, **options).whole().T
-        return torch.cat(
-            [block @ queries for block in self.gradients("pool", of=of, target=target, **options).blocks()]
-        )
+        manifest = {
+            "kind": "products",
+            "target": target,
+            "queries": self.rows("queries").contents,
+            "layers": options.get("layers"),
+            "dtype": self.precision(options.get("dtype")),
+        }
+        return _tensor(self._sharded("pool", f"products-{target}", manifest, shard)["values"])
 
     def squared_gradient_norms(
         self, side: str, *, of: Any = "loss", target: str = "loss", **options: Any
     ) -> torch.Tensor:
-        """Squared norm of each row's gradient ``[rows]`` float64; exact when ``basis="exact"``, else of the projection."""
+        """Squared norm of each row's gradient ``[rows]`` float64; exact when ``basis="exact"``, else of the projection.
+
+        NaN for a row skipped for a non-finite gradient.
+        """
         if options.get("basis") != "exact":
             features = self.gradients(side, of=of, target=target, **options)
             return torch.cat([block.square().sum(1) for block in features.blocks()])
-        from hfdataopt.gradients.exact import squared_norms
-
-        shared = {name: options.get(name) for name in ("layers", "dtype", "on_nonfinite")}
-        shared["dtype"] = shared["dtype"] or self.autocast or "float32"
+        engine = self._engine_options(of, options)
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
-            return {
-                "values": squared_norms(
-                    self.model, self.batches(side, positions), of=of, custom_loss=custom_loss, **shared
-                )
-            }
+            parts = list(gradient_norms(self.model, self.batches(side, positions), **engine))
+            norms = torch.cat([part.squared_norm for part in parts])
+            losses = torch.cat([part.loss_sum for part in parts])
+            return {"values": torch.where(torch.isfinite(losses), norms, torch.full_like(norms, float("nan")))}
 
-        return _tensor(
-            self._sharded(side, f"norms-{target}", {"kind": "norms", "target": target, **shared}, shard)["values"]
-        )
+        manifest = {
+            "kind": "norms",
+            "target": target,
+            "layers": options.get("layers"),
+            "dtype": self.precision(options.get("dtype")),
+        }
+        norms = _tensor(self._sharded(side, f"norms-{target}", manifest, shard)["values"])
+        self.facts["precision"] = self.precision(options.get("dtype"))
+        finite = self.finite_rows(side, norms, "the gradient", options.get("on_nonfinite", "error"))
+        return torch.where(finite, norms, torch.full_like(norms, float("nan")))
+
+    def _engine_options(self, of: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of the exact functions of :mod:`hfdataopt.gradients`."""
+        return {
+            "of": of,
+            "layers": options.get("layers"),
+            "dtype": self._engine_dtype(options.get("dtype")),
+            "custom_loss": custom_loss,
+        }
 
     def _basis(
         self,
@@ -292,7 +373,7 @@ class View:
         kind: str,
         floats_per_row: int,
         layers: Any,
-        dtype: str,
+        dtype: str | None,
         on_nonfinite: str,
         seed: int,
     ) -> Basis:
@@ -304,7 +385,7 @@ class View:
         folder = None if self.folder is None else self.folder / name
 
         def fit() -> Basis:
-            if folder is not None and (folder / "done").is_file():
+            if folder is not None and (folder / "basis.json").is_file():
                 return Basis.load(folder)
             sides = ["pool", *(["queries"] if self.queries is not None else [])]
             sample = [
@@ -326,10 +407,9 @@ class View:
             basis.metadata["kept_share"] = {side: self._kept_share(side, basis, seed, shared) for side in sides}
             if folder is not None:
                 basis.save(folder)
-                (folder / "done").touch()
             return basis
 
-        fitted = fit() if self.processes.count == 1 else self.processes.run_on_main(fit)
+        fitted = self.processes.run_on_main(fit)
         self._bases[described] = fitted
         self.facts.setdefault("basis", {})[target] = {
             "kind": fitted.kind,
@@ -365,27 +445,30 @@ class View:
             list(range(start, min(start + ROWS_PER_SHARD, len(rows)))) for start in range(0, len(rows), ROWS_PER_SHARD)
         ]
         bar = self._progress(f"{what} ({side})", len(rows))
-        if self.folder is None and self.processes.count == 1:
+        if self.folder is None:
             parts = []
             for positions in shards:
                 parts.append(compute(positions))
                 bar.update(len(positions))
             bar.close()
             return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
-        if self.folder is None:
-            self.folder = Path(self.processes.shared_folder())
         manifest = {**manifest, "weights": self.weights, "model": type(self.model).__name__, "rows": rows.contents}
         name = f"{what}-{side}-{hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:8]}"
-        open_store = lambda: GradientStore.open_or_create(self.folder / name, manifest, rows.ids, ROWS_PER_SHARD)  # noqa: E731
-        self.processes.run_on_main(lambda: open_store() and None)
-        store = open_store()
-        missing = [index for index in store.missing_shards() if index % self.processes.count == self.processes.index]
-        self.processes.wait()  # before any write, so that every process saw the same shards missing
-        for index in missing:
-            store.write(index, compute(shards[index]))
-            bar.update(len(shards[index]))
+        folder = self.folder / name
+
+        def prepare() -> list[int]:
+            return GradientStore.open_or_create(folder, manifest, rows.ids, ROWS_PER_SHARD).missing_shards()
+
+        missing = self.processes.run_on_main(prepare)
+        store = GradientStore.open_or_create(folder, manifest, rows.ids, ROWS_PER_SHARD)
+
+        def compute_mine() -> None:
+            for index in missing[self.processes.index :: self.processes.count]:
+                store.write(index, compute(shards[index]))
+                bar.update(len(shards[index]))
+
+        self.processes.together(compute_mine)
         bar.close()
-        self.processes.wait()
         return {name: store.read(name) for name in names}
 
     def _progress(self, what: str, total: int) -> Any:

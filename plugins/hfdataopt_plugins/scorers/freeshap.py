@@ -4,11 +4,12 @@ Wang et al., "Helpful or Harmful Data? Fine-tuning-free Shapley Attribution for 
 ICML 2024. The defaults differ from the paper where measurements say so; ``preset="paper"`` is the paper.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from hfdataopt.attribution.kernels import KernelScorer
+from hfdataopt.attribution.kernels import KernelScorer, TaskKernel
 from hfdataopt.attribution.scorer import Result
 from hfdataopt.attribution.view import View
 from hfdataopt.errors import OptionError
@@ -33,6 +34,8 @@ class FreeShap(KernelScorer):
         per_query: keep the values of each query, for ``Scores.explain``.
         preset: ``paper`` takes the authors' settings: the logit of class 0, accuracy, ridge 1e-6, truncation 0.05.
         workers: processes on a CPU; None decides by the amount of work.
+        on_not_positive_definite: a kernel that has no Cholesky factor with the ridge given is an ``error``, or
+            ``raise-ridge`` multiplies the ridge by 10 until it has one; the metadata says so.
     """
 
     name: ClassVar[str] = "freeshap"
@@ -47,6 +50,7 @@ class FreeShap(KernelScorer):
     per_query: bool = False
     preset: Literal["paper"] | None = None
     workers: int | None = None
+    on_not_positive_definite: Literal["error", "raise-ridge"] = "error"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +89,8 @@ class FreeShap(KernelScorer):
                 tolerance=self.tolerance,
                 workers=self.workers,
                 preset=self.preset,
-                output_dir=None if view.folder is None else view.folder / "permutations",
+                on_not_positive_definite=self.on_not_positive_definite,
+                output_dir=None if view.folder is None else view.folder / f"permutations-{_digest(task)}",
             )
         )
         rows = len(view.pool)
@@ -96,10 +101,16 @@ class FreeShap(KernelScorer):
             {
                 "permutations": result.permutations,
                 "ridge": float(result.ridge),
+                "ridge_raised": bool(result.metadata["ridge_raised"]),
                 "empty_utility": float(result.empty_utility),
                 "full_utility": float(result.full_utility),
             },
         )
+
+
+def _digest(task: TaskKernel) -> str:
+    """Of the kernel's bits: another number of BLAS threads gives others, and then the permutations start anew."""
+    return hashlib.sha256(task.kernel.numpy().tobytes()).hexdigest()[:8]
 
 
 @hookimpl

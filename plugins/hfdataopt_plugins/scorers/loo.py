@@ -32,7 +32,14 @@ class LeaveOneOut(KernelScorer):
         def values() -> tuple[Any, float]:
             ridge = task.ridge(self.ridge)
             return loo(
-                task.kernel, task.cross, task.labels, task.query_labels, utility=self.utility, ridge=ridge, per_query=True), ridge
+                task.kernel,
+                task.cross,
+                task.labels,
+                task.query_labels,
+                utility=self.utility,
+                ridge=ridge,
+                per_query=True,
+            ), ridge
 
         result, ridge = view.processes.run_on_main(values)
         return Result(matrix=task.scatter(result, len(view.pool)), metadata={"ridge": ridge})

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from hfdataopt.attribution.scorer import PointwiseScorer
-from hfdataopt.attribution.view import custom_loss
+from hfdataopt.attribution.view import View, custom_loss
 from hfdataopt.gradients import make_target
 from hfdataopt.hookspecs import hookimpl
 
@@ -26,6 +26,9 @@ class Loss(PointwiseScorer):
     combine: ClassVar[Any] = "mean"
 
     reduction: Literal["mean", "sum"] = "mean"
+
+    def check(self, view: View) -> None:
+        view.check_labels()
 
     def score_batch(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         total, tokens = make_target(model, "loss", custom_loss=custom_loss)(model, batch)

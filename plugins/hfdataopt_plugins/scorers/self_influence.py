@@ -24,9 +24,6 @@ class SelfInfluence(GradientScorer):
 
     basis: Literal["eigen", "random", "exact"] = field(default="exact", kw_only=True)
 
-    def check(self, view: View) -> None:
-        view.check_gradients(self.layers)
-
     def score(self, view: View) -> Result:
         return Result(-view.squared_gradient_norms("pool", **self.gradient_options()))
 

@@ -20,9 +20,6 @@ class TracIn(GradientScorer):
     default_when: ClassVar[Any] = "epoch"
     combine: ClassVar[Any] = "learning-rate-sum"
 
-    def check(self, view: View) -> None:
-        view.check_gradients(self.layers)
-
     def score(self, view: View) -> Result:
         return Result(matrix=view.gradient_products(**self.gradient_options()))
 
