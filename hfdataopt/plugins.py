@@ -34,10 +34,10 @@ KINDS = {
 }
 # Keyword arguments of `attribute` and `AttributionCallback`: a scorer's option of that name could never be reached.
 RESERVED = {
-    "scorer": frozenset(
-        ("model", "pool", "queries", "scorer", "checkpoints", "processing_class", "data_collator", "batch_size")
-        + ("output_dir", "trainer", "when")
-    )
+    "scorer": {
+        *("model", "pool", "queries", "scorer", "checkpoints", "processing_class", "data_collator"),
+        *("batch_size", "output_dir", "trainer", "when"),
+    }
 }
 BASES = {"scorer": "hfdataopt.attribution.scorer:Scorer"}  # what a component of that kind must inherit from
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -206,7 +206,7 @@ class Host:
             raise PluginError(f"{who} as {cls.__name__}, which does not inherit from {module}.{base}")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise PluginError(f"{who}; a name is lower-case words joined by dashes: set the class attribute `name`")
-        clash = RESERVED.get(kind, frozenset()) & set(option_names(cls))
+        clash = RESERVED.get(kind, set()) & set(option_names(cls))
         if clash:
             raise PluginError(
                 f"{who} with the options {sorted(clash)}; these words belong to hfdataopt: rename the fields"
