@@ -1,0 +1,205 @@
+"""``select``: exactly one size, rows in their order, ties and draws by row id."""
+
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+
+from hfdataopt import Scores, hookimpl, select, with_row_ids
+from hfdataopt.attribution.rows import sample_hashes
+from hfdataopt.errors import DataError, OptionError
+from hfdataopt.plugins import host
+
+VALUES = [0.1, 0.9, 0.5, 0.5, -0.2, 0.7]
+DATA = Dataset.from_dict({"text": list("abcdef"), "value": VALUES})
+
+
+def scores(pool=DATA, values=VALUES, meaning="helpfulness"):
+    by_position = "row_id" not in pool.column_names
+    ids = list(range(len(pool))) if by_position else pool["row_id"][:]
+    metadata = {"scorer": "toy", "meaning": meaning, "by_position": by_position, "sample": sample_hashes(pool, ids)}
+    return Scores(np.array(values), ids, metadata=metadata)
+
+
+def kept(*args, **options):
+    return "".join(select(*args, **options)["text"])
+
+
+# -- sizes
+
+
+@pytest.mark.parametrize("by", ["value", scores()], ids=["column", "scores"])
+def test_the_best_rows_are_kept_in_their_order(by):
+    assert kept(DATA, by, k=2) == "bf"
+    assert kept(DATA, by, k=3) == "bcf", "a tie goes to the lower row id"
+    assert kept(DATA, by, fraction=0.5) == "bcf"
+    assert kept(DATA, by, threshold=0.5) == "bcdf", "a threshold keeps rows at it"
+    assert kept(DATA, by, threshold=5.0) == ""
+    assert kept(DATA, by, fraction=1.0) == "abcdef"
+
+
+def test_a_tie_goes_by_row_id_wherever_the_row_stands():
+    data = DATA.add_column("row_id", ["r5", "r4", "r3", "r2", "r1", "r0"])
+    assert kept(data, "value", k=3) == "bdf"
+    moved = data.select([3, 2, 0, 5, 4, 1])
+    assert set(kept(moved, "value", k=3)) == set("bdf")
+    assert set(kept(moved, scores(data), k=3)) == set("bdf")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "got"),
+    [
+        ({}, "none"),
+        ({"k": 1, "fraction": 0.5}, "fraction, k"),
+        ({"k": 1, "fraction": 0.5, "threshold": 0.0}, "fraction, k, threshold"),
+    ],
+)
+def test_exactly_one_size_must_be_given(sizes, got):
+    with pytest.raises(OptionError, match=f"give exactly one of fraction, k and threshold; got {got}$"):
+        select(DATA, "value", **sizes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k=0 must be a whole number from 1 to 6"),
+        ({"k": 7}, "k=7 must be"),
+        ({"k": "2"}, "k='2' must be"),
+        ({"fraction": 0}, "fraction=0 must be above 0"),
+        ({"fraction": 1.1}, "fraction=1.1 must be"),
+        ({"threshold": "high"}, "threshold='high' must be a number"),
+        ({"threshold": float("nan")}, "threshold=nan must be a number"),
+        ({"threshold": 0.1, "rule": "sample"}, "goes with rule='top' only"),
+        ({"k": 1, "rule": "best"}, "rule='best' is unknown; there are: top, sample"),
+        ({"k": 1, "target": DATA}, "target= is used only by a filter; column 'value' has no use for it"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(OptionError, match=message):
+        select(DATA, "value", **options)
+
+
+# -- by
+
+
+def test_a_column_must_be_there_and_hold_numbers():
+    with pytest.raises(DataError, match="has no column 'score'; it has: text, value"):
+        select(DATA, "score", k=1)
+    with pytest.raises(DataError, match="column 'text' must hold numbers; got 'a'"):
+        select(DATA, "text", k=1)
+    with pytest.raises(OptionError, match="by must be Scores or the name of a column; got int"):
+        select(DATA, 3, k=1)
+
+
+@pytest.mark.parametrize("hole", [float("nan"), None])
+def test_a_column_with_holes_is_an_error(hole):
+    data = Dataset.from_dict({"text": ["a", "b", "c"], "value": [1.0, hole, 2.0]})
+    with pytest.raises(DataError, match="column 'value' is NaN or None in 1 rows, first in row 1; drop or fill them"):
+        select(data, "value", k=1)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_formatted_column_is_read(kind):
+    assert select(DATA.with_format(kind), "value", k=2).with_format(None)["text"][:] == ["b", "f"]
+
+
+def test_a_row_without_a_score_is_never_kept():
+    by = scores(values=[0.1, float("nan"), 0.5, -5.0, float("nan"), 0.7])
+    assert kept(DATA, by, k=3) == "acf"
+    assert kept(DATA, by, k=4) == "acdf"
+    assert kept(DATA, by, threshold=-10.0) == "acdf"
+    assert set(kept(DATA, by, k=4, rule="sample")) == set("acdf")
+    with pytest.raises(OptionError, match="5 rows were asked for but only 4 have a score"):
+        select(DATA, by, k=5)
+    with pytest.raises(DataError, match="no row has a score by toy"):
+        select(DATA, scores(values=[float("nan")] * 6), k=1)
+
+
+def test_scores_of_another_dataset_are_refused():
+    with pytest.raises(DataError, match="with_row_ids"):
+        select(DATA.select(range(5)), scores(), k=1)
+    with pytest.raises(DataError, match="another order"):
+        select(DATA.select([1, 0, 2, 3, 4, 5]), scores(), k=1)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (DATA.to_iterable_dataset(), "is a stream"),
+        (DATA.select([]), "is empty"),
+        (DatasetDict(train=DATA), "dict of datasets"),
+    ],
+)
+def test_what_cannot_be_selected_from(dataset, message):
+    with pytest.raises(DataError, match=message):
+        select(dataset, "value", k=1)
+
+
+def test_suspicion_at_the_top_is_warned_about(recwarn):
+    with pytest.warns(UserWarning, match="'toy' measures suspicion, so its top 2 of 6 rows are the least suspicious"):
+        select(DATA, scores(meaning="suspicion"), k=2)
+    with pytest.warns(UserWarning, match="measures suspicion"):
+        select(DATA, scores(meaning="suspicion"), threshold=0.7)
+    recwarn.clear()
+    select(DATA, scores(meaning="suspicion"), fraction=0.9)
+    select(DATA, scores(), k=2)
+    select(DATA, "value", k=2)
+    assert not list(recwarn)
+
+
+# -- sampling
+
+MANY = with_row_ids(Dataset.from_dict({"text": [f"t{i}" for i in range(400)], "value": [i / 100 for i in range(400)]}))
+
+
+def test_a_sample_depends_on_seed_and_row_ids_only():
+    def drawn(dataset, **options):
+        return set(select(dataset, "value", k=40, rule="sample", **options)["row_id"])
+
+    assert drawn(MANY, seed=1) == drawn(MANY, seed=1) == drawn(MANY.shuffle(seed=7), seed=1)
+    assert drawn(MANY, seed=1) != drawn(MANY, seed=2)
+    assert len(drawn(MANY, seed=1)) == 40
+    rows = select(MANY, "value", k=40, rule="sample")["row_id"][:]
+    assert rows == sorted(rows), "the order of the dataset is kept"
+
+
+def test_a_sample_takes_rows_by_the_exponential_of_their_score():
+    """Of two groups of 200 rows whose scores differ by ln 3, the first 40 draws take about three times as many."""
+    data = MANY.remove_columns("value").add_column("value", [float(np.log(3)) * (i % 2) for i in range(400)])
+    high = [np.mean(np.array(select(data, "value", k=40, rule="sample", seed=s)["row_id"]) % 2) for s in range(30)]
+    assert np.mean(high) == pytest.approx(0.74, abs=0.03)  # a little below 3/4: no row is drawn twice
+
+
+# -- observers
+
+
+@pytest.fixture
+def observer():
+    calls = []
+
+    class Observer:
+        @hookimpl
+        def after_selection(self, dataset, kept, by):
+            calls.append((len(dataset), kept, by))
+
+    plugin = Observer()
+    host().register(plugin)
+    yield calls
+    host().manager.unregister(plugin)
+
+
+def test_observers_are_told_what_was_kept(observer):
+    select(DATA, "value", k=2)
+    named = DATA.add_column("row_id", [f"r{i}" for i in range(6)])
+    select(named, scores(named), fraction=0.2)
+    assert observer == [
+        (6, [1, 5], "column 'value'"),
+        (6, ["r1"], "toy (higher = more helpful to the queries)"),
+    ]
+
+
+def test_what_was_done_is_said(capsys):
+    select(DATA, scores(values=[*VALUES[:5], float("nan")]), k=2)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "hfdataopt: select: 1 of 6 rows have no score and are not kept"
+    assert said[1] == "hfdataopt: select: kept 2 of 6 rows by toy (higher = more helpful to the queries)"
