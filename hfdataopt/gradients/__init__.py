@@ -13,6 +13,7 @@
 from hfdataopt.gradients.basis import Basis
 from hfdataopt.gradients.blocks import Block, check_layers, find_blocks
 from hfdataopt.gradients.engine import ExampleGradients, Runner, per_example_gradients
+from hfdataopt.gradients.exact import ExampleNorms, gradient_norms, gram
 from hfdataopt.gradients.fit import choose_rows, fit_basis, kept_share, take_rows
 from hfdataopt.gradients.losses import find_task, make_target, per_example_loss
 from hfdataopt.gradients.store import GradientStore, ShardedArray, weights_hash
@@ -21,6 +22,7 @@ __all__ = [
     "Basis",
     "Block",
     "ExampleGradients",
+    "ExampleNorms",
     "GradientStore",
     "Runner",
     "ShardedArray",
@@ -29,6 +31,8 @@ __all__ = [
     "find_blocks",
     "find_task",
     "fit_basis",
+    "gradient_norms",
+    "gram",
     "kept_share",
     "make_target",
     "per_example_gradients",

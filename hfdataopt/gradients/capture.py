@@ -8,7 +8,7 @@ the lowest tracked module. Tensors are kept by ``save_for_backward``, which non-
 On leaving, modes, ``requires_grad``, hooks and settings are as they were, also after an exception.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -79,7 +79,10 @@ class Capture(AbstractContextManager["Capture"]):
         self.anchor = torch.zeros((), requires_grad=True)
         self.handler: Handler | None = None
         self.called: set[str] = set()
+        # Walking the modules costs as much as a layer of a small model: once, not per batch.
         self._modules = dict(self.model.named_modules())
+        self._parameters = list(self.model.parameters())
+        self._configs = _configs(self._modules.values())
         self._stack = ExitStack()
         self._batch = 0
         self._tokens = 0
@@ -90,9 +93,9 @@ class Capture(AbstractContextManager["Capture"]):
 
     def __enter__(self) -> "Capture":
         with ExitStack() as stack:
-            stack.enter_context(_frozen(self.model))
-            stack.enter_context(_evaluating(self.model))
-            stack.enter_context(_without_cache(self.model))
+            stack.enter_context(_frozen(self._parameters))
+            stack.enter_context(_evaluating(self._modules))
+            stack.enter_context(_without_cache(self._configs))
             for index, block in enumerate(self.blocks):
                 for use in block.uses:
                     hook = partial(self._hook, index, use)
@@ -199,30 +202,31 @@ class Capture(AbstractContextManager["Capture"]):
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in parameters:
+        for parameter in trained:
             parameter.requires_grad_(True)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(modules: dict[str, nn.Module]) -> Iterator[None]:
     """Evaluation mode, with gradient checkpointing still active where it was."""
-    modes = [(module, module.training) for module in model.modules()]
+    training = [module for module in modules.values() if module.training]
     checkpointed: list[Any] = [
         module
-        for module in model.modules()
-        if getattr(module, "gradient_checkpointing", False) is True and "_gradient_checkpointing_func" in vars(module)
+        for module in modules.values()
+        if "_gradient_checkpointing_func" in vars(module) and getattr(module, "gradient_checkpointing", False) is True
     ]
-    refuse_reentrant(model)
+    refuse_reentrant(modules)
     replaced = []
     try:
-        model.eval()
+        for module in training:
+            module.training = False
         for layer in checkpointed:
             if _is_checkpointing_layer(layer):
                 original = layer._gradient_checkpointing_func
@@ -233,16 +237,17 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, original in replaced:
             layer._gradient_checkpointing_func = original
-        for module, mode in modes:
-            module.training = mode
+            layer.training = False
+        for module in training:
+            module.training = True
 
 
-def refuse_reentrant(model: nn.Module) -> None:
+def refuse_reentrant(modules: dict[str, nn.Module]) -> None:
     """``OptionError`` if the model checkpoints with the reentrant variant, which ``autograd.grad`` cannot go
     through."""
-    for name, module in unwrap(model).named_modules():
-        if getattr(module, "gradient_checkpointing", False) is True:
-            function = getattr(module, "_gradient_checkpointing_func", None)
+    for name, module in modules.items():
+        function = vars(module).get("_gradient_checkpointing_func")
+        if function is not None and getattr(module, "gradient_checkpointing", False) is True:
             keywords = getattr(function, "keywords", None)
             if keywords is not None and "use_reentrant" in keywords and keywords["use_reentrant"] is not False:
                 raise OptionError(
@@ -273,13 +278,9 @@ def _checkpoint_in_eval(
 
 
 @contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
+def _without_cache(configs: Iterable[Any]) -> Iterator[None]:
     """No key-value cache: in evaluation mode transformers would build one."""
-    configs: list[Any] = []
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if getattr(config, "use_cache", None) is True and not any(config is seen for seen in configs):
-            configs.append(config)
+    configs = [config for config in configs if getattr(config, "use_cache", None) is True]
     for config in configs:
         config.use_cache = False
     try:
@@ -287,3 +288,9 @@ def _without_cache(model: nn.Module) -> Iterator[None]:
     finally:
         for config in configs:
             config.use_cache = True
+
+
+def _configs(modules: Iterable[nn.Module]) -> list[Any]:
+    """The configurations that modules hold, each once."""
+    found = {id(config): config for module in modules if (config := vars(module).get("config")) is not None}
+    return list(found.values())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.gradients.basis import KINDS, Basis
+from hfdataopt.gradients.basis import KINDS, Basis, SharedRight
 from hfdataopt.gradients.blocks import Block, Layers, find_blocks, unwrap
 from hfdataopt.gradients.capture import Capture, Captured, SharedInput, complete, refuse_reentrant
 from hfdataopt.gradients.factors import materialise
@@ -80,7 +80,9 @@ class Runner:
         self.weights = weights
         self.device = next(self.model.parameters()).device
         self.dtype = _check_dtype(self.model, dtype)
-        refuse_reentrant(model)
+        self.capture = Capture(self.model, self.blocks)
+        refuse_reentrant(dict(self.model.named_modules()))
+        self._absolute = _absolute_positions(self.model)
         self._seen = 0
         self._largest: int | None = None
         self._checked = False
@@ -160,7 +162,7 @@ class Runner:
             )
 
     def _run(self, inputs: dict[str, Any], row_ids: list[RowId], weights: Tensor | None, collector: Collector) -> Piece:
-        with Capture(self.model, self.blocks) as capture:
+        with self.capture as capture:
             try:
                 values, tokens = forward_backward(capture, self.target, inputs, weights, self._autocast(), collector)
             except DataError as error:
@@ -184,7 +186,7 @@ class Runner:
         mask = inputs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.dim() != 2 or "position_ids" in inputs:
             return
-        absolute = _absolute_positions(self.model)
+        absolute = self._absolute
         if absolute and bool(((mask[:, 0] == 0) & (mask[:, -1] != 0)).any()):
             warnings.warn(
                 f"gradients: left padding with absolute positions ({absolute}): each row's gradient then depends "
@@ -302,10 +304,11 @@ class _Features:
         self.precondition = precondition
         self.features: Tensor | None = None
         self.size = size
+        self.seen = SharedRight()
 
     def __call__(self, index: int, block: Block, captured: list[Captured]) -> None:
         if self.precondition is None:
-            part = self.basis.project(index, block, captured)
+            part = self.basis.project(index, block, captured, self.seen)
         else:
             part = self.basis.project_matrix(index, preconditioned(block, captured, self.precondition))
         if self.features is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.gradients.basis import KINDS, Basis, BasisKind, Part, _check_budget, _describe
+from hfdataopt.gradients.basis import KINDS, Basis, BasisKind, Part, _check_budget, _describe, same_tensor
 from hfdataopt.gradients.blocks import Block, Layers
 from hfdataopt.gradients.capture import Captured, complete
 from hfdataopt.gradients.engine import (
@@ -225,24 +225,44 @@ class _Moments(_Accumulator):
         self.group = set(group)
         self.left: dict[int, Tensor] = {}
         self.right: dict[int, Tensor] = {}
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._vectors: list[tuple[Tensor, Tensor]] = []
 
     def add(self, index: int, block: Block, captured: list[Captured]) -> None:
         if index not in self.group:
             return
-        for left, right in complete(block, captured):
+        for (left, right), (_, given, _) in zip(complete(block, captured), captured, strict=True):
             mask = used_positions(left, right)
             new_left = _second_moment(left[mask], block.rows)
-            new_right = _second_moment(right[mask], block.columns)
+            new_right = self._right_moment(given, right, mask, block.columns)
             self.left[index] = _plus(self.left.get(index), new_left)
             self.right[index] = _plus(self.right.get(index), new_right)
+
+    def _right_moment(self, given: Tensor, right: Tensor, mask: Tensor, size: int) -> Tensor:
+        """Second moment of ``right``; the one before, if it was of the same tensor (query, key and value layers)."""
+        if self._last is not None:
+            last_given, last_mask, moment = self._last
+            if same_tensor(last_given, given) and len(moment) == size and torch.equal(last_mask, mask):
+                return moment
+        moment = _second_moment(right[mask], size)
+        self._last = (given, mask, moment)
+        return moment
 
     def part(self, index: int, cap: int) -> Part:
         """The candidate part of a block: up to ``cap`` leading directions on each side."""
         block = self.blocks[index]
         if index not in self.left:  # no gradient in the whole sample
             return Part(torch.zeros(block.rows, 1), torch.zeros(block.columns, 1), None, 1)
-        left, right = leading(self.left.pop(index), cap), leading(self.right.pop(index), cap)
+        left, right = leading(self.left.pop(index), cap), self._right_vectors(self.right.pop(index), cap)
         return Part(left, right, None, left.shape[1] * right.shape[1])
+
+    def _right_vectors(self, moment: Tensor, cap: int) -> Tensor:
+        """Leading eigenvectors; the very tensor of an earlier block whose inputs had the same second moment."""
+        for known, vectors in self._vectors:
+            if known.shape == moment.shape and torch.equal(known, moment):
+                return vectors
+        self._vectors.append((moment, leading(moment, cap)))
+        return self._vectors[-1][1]
 
 
 class _Energy(_Accumulator):
@@ -315,14 +335,15 @@ def _plus(total: Tensor | None, new: Tensor) -> Tensor:
     if total is None:
         return new
     if total.dim() == new.dim():
-        return total.add_(new)
+        return total + new  # not in place: blocks may share the tensor
     # A weight used both as an embedding and as a head: only the diagonal is at hand for one of them.
     return (total if total.dim() == 1 else total.diagonal()) + (new if new.dim() == 1 else new.diagonal())
 
 
 def _rank_cap(blocks: Sequence[Block], floats_per_row: int) -> int:
     """Most directions per side: twice what an even division would give, which bounds the cost of projecting."""
-    return max(2, round(2 * (floats_per_row / len(blocks)) ** 0.5))
+    cap = max(2, round(2 * (floats_per_row / len(blocks)) ** 0.5))
+    return cap if cap < 16 else cap - cap % 16  # widths that matrix products are fast at
 
 
 def _groups(blocks: Sequence[Block]) -> list[list[int]]:
@@ -345,23 +366,24 @@ def _keep_largest(candidate: Basis, energy: Tensor, floats_per_row: int) -> list
     ranked = energy.clone()
     ranked[first] = float("inf")
     chosen = ranked.sort(descending=True, stable=True).indices[:floats_per_row].sort().values
-    parts = []
+    widest: dict[int, int] = {}
+    cut = []
     for part, (start, stop) in zip(candidate.parts, _spans(candidate), strict=True):
         keep = chosen[(chosen >= start) & (chosen < stop)] - start
         assert part.left is not None
         assert part.right is not None
         width = part.right.shape[1]
         rows, columns = keep // width, keep % width
-        left, right = int(rows.max()) + 1, int(columns.max()) + 1
-        entries = rows * right + columns
-        parts.append(
-            Part(
-                part.left[:, :left].cpu().contiguous(),
-                part.right[:, :right].cpu().contiguous(),
-                None if len(entries) == left * right else entries,
-                len(entries),
-            )
-        )
+        left = int(rows.max()) + 1
+        widest[id(part.right)] = max(widest.get(id(part.right), 0), int(columns.max()) + 1)
+        cut.append((part.left[:, :left].cpu().contiguous(), part.right, rows, columns))
+    rights = {id(right): right[:, : widest[id(right)]].cpu().contiguous() for _, right, _, _ in cut}
+    parts = []
+    for small_left, right, rows, columns in cut:
+        small_right = rights[id(right)]
+        entries = rows * small_right.shape[1] + columns
+        whole = len(entries) == small_left.shape[1] * small_right.shape[1]
+        parts.append(Part(small_left, small_right, None if whole else entries, len(entries)))
     return parts
 
 
