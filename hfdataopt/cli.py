@@ -48,7 +48,7 @@ def _run(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("verb", nargs="?", choices=VERBS, help="what to do; 'hfdataopt VERB --help' tells more")
-    arguments, _ = parser.parse_known_args(argv[:1])
+    arguments = parser.parse_args(argv[:1])
     if arguments.version:
         from hfdataopt import __version__
 

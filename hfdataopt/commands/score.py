@@ -56,6 +56,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     scorer = component.create(**component_options(component, arguments))
     if arguments.model is None and not arguments.checkpoints:
         raise OptionError("give --model or --checkpoints")
+    if scorer.needs_queries and not arguments.queries:
+        raise OptionError(f"scorer {name!r} needs validation data; give --queries")
     if arguments.batch_size < 1 or arguments.show < 0:
         raise OptionError(
             f"--batch_size must be at least 1 and --show at least 0; got {arguments.batch_size} and {arguments.show}"

@@ -72,7 +72,10 @@ def test_a_completion_alone_is_labelled(causal):
 
 def test_a_conversational_completion_is_labelled_after_the_prompt(causal):
     read = tokenizer(special=False)
-    read.chat_template = "{% for m in messages %}{{ '[CLS] ' + m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}{{ '[CLS] ' }}{% endif %}"
+    read.chat_template = (
+        "{% for m in messages %}{{ '[CLS] ' + m['content'] + ' ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[CLS] ' }}{% endif %}"
+    )
     columns = {
         "prompt": [[{"role": "user", "content": "the film"}]],
         "completion": [[{"role": "assistant", "content": "fine"}]],
@@ -117,7 +120,7 @@ def test_a_row_without_text_is_named(classifier, columns, message):
 @pytest.mark.parametrize("processing_class", [None, tokenizer()])
 def test_columns_that_are_not_understood_are_listed(classifier, processing_class):
     with pytest.raises(
-        DataError, match="the queries has neither input_ids nor text .* it has: body, label. Tokenize it first"
+        DataError, match=r"the queries has neither input_ids nor text .* it has: body, label. Tokenize it first"
     ):
         prepare({"body": ["fine"], "label": [0]}, classifier, processing_class, side="queries")
 

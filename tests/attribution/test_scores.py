@@ -123,7 +123,7 @@ def test_another_length_is_refused_naming_the_ways_out():
 
 
 def test_another_order_is_refused():
-    with pytest.raises(DataError, match="has another value in column .* another order"):
+    with pytest.raises(DataError, match=r"has another value in column .* another order"):
         score(DATA).join(DATA.select([1, 0, 2, 3, 4, 5]))
 
 
@@ -217,7 +217,7 @@ def test_explain_from_stored_tokens():
 
 
 def test_explain_refuses_what_it_cannot_know():
-    with pytest.raises(DataError, match="'toy-scorer' have no per-query matrix; .* per_query=True"):
+    with pytest.raises(DataError, match=r"'toy-scorer' have no per-query matrix; .* per_query=True"):
         score(DATA).explain(0)
     scores = score(DATA, matrix=MATRIX)
     for query in (2, -1):
