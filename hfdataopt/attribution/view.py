@@ -228,7 +228,7 @@ class View:
     def check_gradients(self, layers: Any) -> None:
         """Raise what can be known before training: no layer selected, reentrant checkpointing."""
         find_blocks(self.model, layers)
-        refuse_reentrant(self.model)
+        refuse_reentrant(dict(self.model.named_modules()))
 
     def gradients(
         self,

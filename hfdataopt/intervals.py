@@ -1,0 +1,23 @@
+"""Confidence intervals for a mean over a few seeds."""
+
+import math
+from collections.abc import Sequence
+
+# 97.5 % quantiles of Student's t with 1 to 30 degrees of freedom.
+_T = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """``(mean, low, high)``: a 95 % t interval; NaN limits for a single value."""
+    count = len(values)
+    mean = sum(values) / count
+    if count < 2:
+        return mean, math.nan, math.nan
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    quantile = _T[count - 2] if count - 1 <= len(_T) else 1.96 + 2.4 / (count - 1)
+    half = quantile * deviation / math.sqrt(count)
+    return mean, mean - half, mean + half
