@@ -52,12 +52,21 @@ PEOPLE = ("my brother", "my sister", "my boss", "my neighbour", "my uncle", "my 
 CRITICS = ("the critics", "the reviewers", "my colleagues", "my friends", "the papers", "my parents")
 ADVERBS = ("really", "truly", "simply", "just", "quite", "plainly", "clearly", "honestly")
 WHEN = ("yesterday", "last week", "last month", "in spring", "this summer", "two days ago", "last winter", "today")
-WHERE = ("in town", "near the station", "abroad", "on a trip", "at a fair", "by the sea", "at the airport", "after work")
+WHERE = (
+    "in town",
+    "near the station",
+    "abroad",
+    "on a trip",
+    "at a fair",
+    "by the sea",
+    "at the airport",
+    "after work",
+)
 
 # `+` is a word of the sentence's own sentiment, `-` one of the opposite; a trailing `s` or `m` leans to strong or mild.
 KINDS: dict[str, tuple[float, tuple[str, ...]]] = {
     "plain": (
-        0.4,
+        0.35,
         (
             "{this} {item} was {adv} {+}",
             "i {adv} {felt+} {this} {item}, and the {part} was {+}",
@@ -68,16 +77,14 @@ KINDS: dict[str, tuple[float, tuple[str, ...]]] = {
         ),
     ),
     "negation": (
-        0.15,
+        0.2,
         (
             "there was {adv} nothing {-} about {this} {item}",
             "{this} {item} was {adv} anything but {-}",
             "{this} {item} was far from {-}",
             "nobody could call {this} {item} {-}",
             "i do not think {this} {item} was {-} at all",
-            "this was hardly {a-} {item}",
             "the {part} was never {-}, not even for a minute",
-            "i would be lying if i called {this} {item} {-}",
         ),
     ),
     "contrast": (
@@ -234,9 +241,7 @@ def _unlabelled_text(rng: random.Random, label: int, kinds: Sequence[str]) -> st
     return " ".join(sentences)
 
 
-def generate(
-    n: int, *, seed: int, labelled: bool = True, kinds: Sequence[str] = tuple(KINDS)
-) -> list[dict[str, Any]]:
+def generate(n: int, *, seed: int, labelled: bool = True, kinds: Sequence[str] = tuple(KINDS)) -> list[dict[str, Any]]:
     """Draw ``n`` different texts of these kinds of judgement, half of each sentiment, in random order.
 
     Returns rows ``{"text", "label"}``, or ``{"text"}`` with ``labelled=False``.
