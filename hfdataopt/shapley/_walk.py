@@ -178,10 +178,16 @@ def out_of_bag_sums(block: FactorBlock, held_labels: Tensor, columns: int) -> Te
     # [p, k, b, prefix] * [p, c, 1, prefix], then a running sum over the prefix.
     predictions = (panel * solved.movedim(3, 2).flatten(1, 2).unsqueeze(2)).cumsum_(dim=3)
     if predictions.shape[1] == 1:
-        return predictions[:, 0].clamp_(-1, 1).tril_(block.start - 1).sum(dim=2) * _signs(held_labels)
+        return _sum_before(predictions[:, 0], block) * _signs(held_labels)
     each = zip(predictions, held_labels, strict=True)
     margins = torch.stack([label_margins(one, labels[:, None]) for one, labels in each])
-    return margins.clamp_(-1, 1).tril_(block.start - 1).sum(dim=2)
+    return _sum_before(margins, block)
+
+
+def _sum_before(margins: Tensor, block: FactorBlock) -> Tensor:
+    """Clipped margins `[p, b, stop]` of each row, summed over the prefixes that end before the row; in place."""
+    margins.clamp_(-1, 1)[:, :, block.start :].tril_(-1)
+    return margins.sum(dim=2)
 
 
 def full_utilities(problem: Problem) -> list[float]:

@@ -61,18 +61,20 @@ def factor_blocks(
         for permutation, order in enumerate(orders):
             for index in range(kernels):
                 place = permutation * kernels + index
-                panel[place] = kernel[index].index_select(0, order[start:stop]).index_select(1, order[:stop])
+                drawn = kernel[index].index_select(0, order[start:stop])
+                # gather along a row is twice as fast as index_select of columns (torch 2.13, CPU).
+                panel[place] = drawn.gather(1, order[:stop].expand(stop - start, stop))
                 rows[place] = right[index].index_select(0, order[start:stop])
         for left, corner in zip(range(0, start, block), corners, strict=True):
             part = panel[:, :, left : left + block]
             if left:
-                part.baddbmm_(panel[:, :, :left], factor[:, left : left + block, :left].mT, alpha=-1)
+                _subtract_product(part, panel[:, :, :left], factor[:, left : left + block, :left].mT)
             part.copy_(torch.linalg.solve_triangular(corner, part.mT, upper=False).mT)
         square = panel[:, :, start:]
         square.diagonal(dim1=1, dim2=2).add_(ridge)
         if start:
-            square.baddbmm_(panel[:, :, :start], panel[:, :, :start].mT, alpha=-1)
-            rows.baddbmm_(panel[:, :, :start], solved[:, :start], alpha=-1)
+            _subtract_product(square, panel[:, :, :start], panel[:, :, :start].mT)
+            _subtract_product(rows, panel[:, :, :start], solved[:, :start])
         corner, info = torch.linalg.cholesky_ex(square)
         if bool(info.any()):
             raise NotPositiveDefiniteError(
@@ -82,6 +84,16 @@ def factor_blocks(
         corners.append(corner)
         rows.copy_(torch.linalg.solve_triangular(corner, rows, upper=False))
         yield FactorBlock(start, stop, panel, solved[:, :stop])
+
+
+def _subtract_product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """out -= left @ right, `[g, a, b]`, in place."""
+    if out.is_cuda:
+        out.baddbmm_(left, right, alpha=-1)
+        return
+    # On a CPU a batched product is a loop too, and a slower one: it does not write into a view in place.
+    for one, first, second in zip(out, left, right, strict=True):
+        one.addmm_(first, second, alpha=-1)
 
 
 def stack_right(cross: Tensor, targets: Tensor) -> Tensor:

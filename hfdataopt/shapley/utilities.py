@@ -86,10 +86,12 @@ def get_utility(utility: str | UserUtility, classes: int, query_labels: Tensor, 
 
 def label_margins(predictions: Tensor, labels: Tensor) -> Tensor:
     """f_label - max of the others `[..., b, t]` of predictions `[..., c, b, t]`; labels `[t]` or `[b, 1]`."""
-    index = labels.expand_as(predictions[..., :1, :, :])
-    own = predictions.gather(-3, index)
-    others = predictions.scatter(-3, index, -math.inf)
-    return (own - others.amax(dim=-3, keepdim=True)).squeeze(-3)
+    own = predictions.gather(-3, labels.expand_as(predictions[..., :1, :, :])).squeeze(-3)
+    others = torch.full_like(own, -math.inf)
+    # A running maximum over the classes reads each number once; amax over a masked copy takes twice as long.
+    for index, outputs in enumerate(predictions.unbind(-3)):
+        torch.maximum(others, outputs + torch.where(labels == index, -math.inf, 0.0), out=others)
+    return own - others
 
 
 def _log_likelihood(predictions: Tensor, labels: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def test_a_callable_sees_predictions_with_the_class_last() -> None:
 
 def test_bad_utilities_are_refused() -> None:
     labels = torch.tensor([0, 1])
-    with pytest.raises(OptionError, match="'acuracy'.*'margin'"):
+    with pytest.raises(OptionError, match=r"'acuracy'.*'margin'"):
         get_utility("acuracy", 2, labels)
     with pytest.raises(OptionError, match=r"returned \[3\]"):
         get_utility(lambda predictions, labels: torch.zeros(3), 2, labels)
