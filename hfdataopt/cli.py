@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status. Errors of ours are one line on stderr and status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(argv)
+        status = _run(argv)
+        sys.stdout.flush()  # here, where a reader that has gone is expected
+        return status
     except HfDataOptError as error:
         verb = f" {argv[0]}" if argv and argv[0] in VERBS else ""
         print(f"hfdataopt{verb}: {error}", file=sys.stderr)
