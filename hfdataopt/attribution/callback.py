@@ -187,7 +187,10 @@ class AttributionCallback(TrainerCallback):
         if self._pool is not None:
             return Rows(*prepare_dataset(self._pool, model, processing_class, collate, "pool"), side="pool", keep=keep)
         if self.trainer is not None:
-            return Rows(self.trainer.train_dataset, collate, side="pool", keep=keep)
+            dataset = self.trainer.train_dataset
+            if keep:  # SFTTrainer also edits texts (it adds an end), by which the user's rows would not be recognised
+                dataset = dataset.select_columns([c for c in dataset.column_names if c in keep or c == ROW_ID])
+            return Rows(dataset, collate, side="pool")
         return Rows(loader.dataset, collate, side="pool")
 
     def _make_queries(self, collate: Any, keep: Any, model: Any, processing_class: Any) -> Rows | None:

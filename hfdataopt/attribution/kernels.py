@@ -131,7 +131,7 @@ class KernelScorer(GradientScorer):
         if self.kernel in ("hidden", "sum") or head_name == "probe":
             # A query that cannot be read is an error always: the rows are judged by all of them.
             skip = {"pool": self.on_nonfinite, "queries": "error"}
-            pooled = {side: view.embeddings(side, self.pooling, skip[side]) for side in sides}
+            pooled = {side: view.embeddings(side, self.pooling, skip[side], self.dtype) for side in sides}
         kernels: list[Pieces] = []
         if self.kernel in ("entk", "sum"):
             head = self._head(head_name, labels, pooled)

@@ -29,15 +29,20 @@ def untouched(model: Any, seed: int = 0) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     grads = {parameter: parameter.requires_grad for parameter in model.parameters()}
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    forward = vars(model).get("forward")
     devices = (
         list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     )
     cuda_states = [torch.cuda.get_rng_state(device) for device in devices]
     try:
         model.eval()
+        if "_original_forward" in vars(model):  # accelerate's wrapper would force the trainer's precision on any other
+            model.forward = model._original_forward
         reseed(seed)
         yield
     finally:
+        if forward is not None:
+            model.forward = forward
         for module, mode in modes.items():
             module.training = mode
         for parameter, flag in grads.items():

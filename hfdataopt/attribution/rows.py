@@ -122,6 +122,11 @@ def _hash_value(value: Any) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _plain(value: Any) -> Any:
+    """A tensor or array as numbers; of anything else that JSON lacks only its type."""
+    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray | np.generic) else type(value).__name__
+
+
 # -- reading rows
 
 
@@ -171,8 +176,13 @@ class Rows:
 
     @functools.cached_property
     def contents(self) -> str:
-        """A hash of the contents of sampled rows."""
-        return hashlib.sha256(json.dumps(sample_hashes(self.source, self.ids)).encode()).hexdigest()[:16]
+        """A hash of everything that the collator gets; of sampled rows where the dataset has no columns to read."""
+        if not getattr(self.dataset, "column_names", None):
+            return hashlib.sha256(json.dumps(sample_hashes(self.source, self.ids)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for start in range(0, len(self), 1000):
+            digest.update(json.dumps(self.dataset[start : start + 1000], sort_keys=True, default=_plain).encode())
+        return digest.hexdigest()[:16]
 
     def batch(self, positions: Sequence[int]) -> dict[str, Any]:
         """The collated batch of these rows."""

@@ -218,11 +218,11 @@ def pooled_features(model: Any, batch: dict[str, Any], pooling: Pooling = "auto"
         pooling = "answer" if answers else "last" if _attends_causally(model) else "mean"
     if pooling == "mean":
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
-    positions = torch.arange(hidden.shape[1], device=hidden.device) * mask
+    index = mask.argmax(1)
     if pooling == "answer":
         index = _predicting_position(model, batch)
-    else:
-        index = positions.argmax(1) if pooling == "last" else mask.argmax(1)
+    elif pooling == "last":
+        index = (torch.arange(hidden.shape[1], device=hidden.device) * mask).argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), index]
 
 

@@ -162,15 +162,16 @@ class View:
         what: str,
         function: Callable[[dict[str, Any]], torch.Tensor],
         manifest: dict[str, Any] | None = None,
+        dtype: str | None = None,
     ) -> torch.Tensor:
         """``function(batch) -> [b, ...]`` for all rows of a side: ``[rows, ...]`` float32 on the CPU, kept as ``what``."""
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self._autocast(dtype):
                 parts = [function(batch).detach().float().cpu() for batch in self.batches(side, positions)]
             return {"values": torch.cat(parts)}
 
-        manifest = {"kind": what, "dtype": self.precision(), **(manifest or {})}
+        manifest = {"kind": what, "dtype": self.precision(dtype), **(manifest or {})}
         return _tensor(self._sharded(side, what, manifest, shard)["values"])
 
     def pointwise(
@@ -206,14 +207,21 @@ class View:
         self.facts[f"skipped_{side}"] = len(bad)
         return finite
 
-    def _autocast(self) -> Any:
-        dtype = getattr(torch, self.autocast) if self.autocast else None
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+    def _autocast(self, dtype: str | None) -> Any:
+        name = dtype or self.autocast
+        wanted = getattr(torch, name) if name and name != "float32" else None
+        return torch.autocast(self.device.type, dtype=wanted, enabled=wanted is not None)
 
-    def embeddings(self, side: str, pooling: Pooling = "auto", on_nonfinite: str = "error") -> torch.Tensor:
+    def embeddings(
+        self, side: str, pooling: Pooling = "auto", on_nonfinite: str = "error", dtype: str | None = None
+    ) -> torch.Tensor:
         """Pooled last hidden states ``[rows, d]`` float32 of a side; rows that are not finite only by ``"skip"``."""
-        what = f"embeddings-{pooling}"
-        values = self.per_row(side, what, lambda batch: pooled_features(self.model, batch, pooling))
+        values = self.per_row(
+            side,
+            f"embeddings-{pooling}",
+            lambda batch: pooled_features(self.model, batch, pooling),
+            dtype=dtype,
+        )
         self.finite_rows(side, values, "the hidden state", on_nonfinite)
         return values
 

@@ -31,7 +31,6 @@ from ..tiny import (
     masked_lm,
     plain_texts,
     questions,
-    row_batch,
 )
 
 KERNEL_LIKE = ["freeshap", "label-consistency", "loo", "knn-shapley", "representer", "cv-confidence"]
