@@ -1,0 +1,121 @@
+"""Build the wheel, install it into an empty environment, and run the demo's smoke mode from it. ``make test-install``.
+
+Nothing is taken from the checkout but the wheel and constraints.txt: commands run in a folder elsewhere, without
+PYTHONPATH. ``TORCH_INDEX`` names a package index for torch, for example one with CPU-only builds. All folders are
+temporary and are removed.
+
+    python tests/install/wheel_smoke.py [--wheel-only]    --wheel-only stops after ``hfdataopt plugins``
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_SECONDS = 300
+
+
+def main(argv: list[str]) -> int:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="hfdataopt-install-") as temporary:
+        work = Path(temporary)
+        wheel = build(work / "dist")
+        binaries = install(wheel, work / "env")
+        elsewhere = work / "elsewhere"
+        elsewhere.mkdir()
+        check_import(binaries, elsewhere, work / "env")
+        check_plugins(binaries, elsewhere)
+        if "--wheel-only" not in argv:
+            check_demo(binaries, elsewhere)
+    step(f"done in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def step(message: str) -> None:
+    print(f"install: {message}", flush=True)
+
+
+def build(folder: Path) -> Path:
+    step("building the wheel")
+    run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)])
+    wheels = list(folder.glob("*.whl"))
+    expect(len(wheels) == 1, f"one wheel was expected; got {wheels}")
+    step(f"built {wheels[0].name}, {wheels[0].stat().st_size / 1e6:.2f} MB")
+    return wheels[0]
+
+
+def install(wheel: Path, environment: Path) -> Path:
+    """The folder of executables of a new environment with the wheel in it, torch first and alone."""
+    venv.create(environment, with_pip=True)
+    binaries = environment / ("Scripts" if os.name == "nt" else "bin")
+    pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip += ["-c", str(ROOT / "constraints.txt")]
+    index = os.environ.get("TORCH_INDEX", "")
+    step(f"installing torch{f' from {index}' if index else ''}")
+    run([*pip, *(["--index-url", index] if index else []), "torch"])
+    step(f"installing {wheel.name}, without extras")
+    run([*pip, str(wheel)])
+    run([str(binaries / "python"), "-m", "pip", "check"])
+    return binaries
+
+
+def check_import(binaries: Path, folder: Path, environment: Path) -> None:
+    code = "import hfdataopt, hfdataopt_plugins; print(hfdataopt.__file__); print(hfdataopt_plugins.__file__)"
+    for line in output([str(binaries / "python"), "-c", code], folder).splitlines():
+        expect(Path(line).resolve().is_relative_to(environment.resolve()), f"{line} is not in the new environment")
+    step("the package is imported from the new environment")
+
+
+def check_plugins(binaries: Path, folder: Path) -> None:
+    printed = output([str(binaries / "hfdataopt"), "plugins"], folder)
+    listed = {line.split()[0] for line in printed.splitlines() if line.strip()}
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["hfdataopt"]
+    names = {name.partition("/")[2] for name in listed}
+    expect(set(declared) <= names, f"'hfdataopt plugins' does not list {sorted(set(declared) - names)}")
+    expect("FAILED" not in printed, f"a plugin failed to load:\n{printed}")
+    step(f"hfdataopt plugins lists {len(listed)} components")
+
+
+def check_demo(binaries: Path, folder: Path) -> None:
+    started = time.monotonic()
+    printed = output([str(binaries / "hfdataopt"), "demo", "--smoke", "--output_dir", "report"], folder)
+    files = [path for path in (folder / "report").rglob("*") if path.is_file()]
+    expect(bool(files), "the demo wrote nothing to its output_dir")
+    expect("freeshap" in printed, f"the demo does not mention freeshap:\n{printed}")
+    left = sorted(path.name for path in folder.iterdir() if path.name != "report")
+    expect(not left, f"the demo wrote outside its output_dir: {left}")
+    step(f"hfdataopt demo --smoke wrote {len(files)} files in {time.monotonic() - started:.0f} s")
+
+
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise SystemExit(f"install: FAILED: {message}")
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    expect(done.returncode == 0, f"{' '.join(command)}: status {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def output(command: list[str], folder: Path) -> str:
+    """What a command prints, run in ``folder`` with nothing of this checkout or this environment in its way."""
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HFDATAOPT_", "VIRTUAL"))
+    }
+    variables |= {"HF_HUB_OFFLINE": "1", "PATH": os.pathsep.join([str(Path(command[0]).parent), os.defpath])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=variables, timeout=DEMO_SECONDS)
+    expect(
+        done.returncode == 0,
+        f"{' '.join(command)}: status {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-4000:]}",
+    )
+    expect("Traceback" not in done.stderr, f"{' '.join(command)} printed a traceback:\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
