@@ -41,8 +41,10 @@ def step(message: str) -> None:
 
 
 def build(folder: Path) -> Path:
-    step("building the wheel")
-    run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)])
+    step("building the sdist, and the wheel from it")
+    run(
+        [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
+    )  # by way of the sdist: no stale build folder
     wheels = list(folder.glob("*.whl"))
     expect(len(wheels) == 1, f"one wheel was expected; got {wheels}")
     step(f"built {wheels[0].name}, {wheels[0].stat().st_size / 1e6:.2f} MB")

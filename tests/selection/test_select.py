@@ -1,6 +1,5 @@
 """``select``: exactly one size, rows in their order, ties and draws by row id."""
 
-
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
