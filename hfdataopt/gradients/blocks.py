@@ -142,7 +142,7 @@ def _select(model: nn.Module, kinds: dict[str, Kind], item: str) -> list[str]:
     if item == "all":
         return list(kinds)
     if item == "head":
-        return [name for name in kinds if name in head]
+        return [name for name in kinds if name in head or (not head and name == "head")]
     if item in ("embeddings", "norms"):
         return [name for name, kind in kinds.items() if kind == item[:-1]]
     linear = [name for name, kind in kinds.items() if kind in ("linear", "conv1d") and name not in head]

@@ -126,7 +126,9 @@ class Capture(AbstractContextManager["Capture"]):
         """Differentiate the scalar ``objective``, handing each block's factors to ``handler``."""
         self.handler = handler
         if objective.requires_grad:
-            torch.autograd.grad(objective, self.anchor, allow_unused=True)
+            # The backward of float32 operations must not be cast by an autocast context of the caller.
+            with torch.autocast(objective.device.type, enabled=False):
+                torch.autograd.grad(objective, self.anchor, allow_unused=True)
         for index, waiting in enumerate(self._waiting):
             if waiting:  # some use of the block has no gradient, such as an output that the loss does not read
                 self._deliver(index)

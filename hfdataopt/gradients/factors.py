@@ -57,9 +57,13 @@ def squared_norms(uses: Uses, rows: int, columns: int) -> Tensor:
 
 
 def used_positions(left: Tensor, right: Tensor) -> Tensor:
-    """Which positions ``[batch, positions]`` carry any gradient; padding does not, nor anything the loss cannot see."""
+    """Which positions ``[batch, positions]`` carry any gradient; padding does not, nor anything the loss cannot see.
+
+    Entries below 1e-6 of the example's largest are rounding: a query that sees one key has a gradient of 0 or of 1e-9.
+    """
     gradient = right if is_index(left) else left
-    return (gradient != 0).any(dim=-1)
+    largest = gradient.abs().amax(dim=-1).float()
+    return largest > 1e-6 * largest.amax(dim=1, keepdim=True)
 
 
 def finite_rows(uses: Uses) -> Tensor:

@@ -68,7 +68,7 @@ def _checksum(tensor: Tensor) -> int:
 class ShardedArray:
     """An array ``[rows, ...]`` whose shards are memory-mapped files. Indexing reads only what it needs.
 
-    ``array[i]``, ``array[a:b]``, ``array[[3, 1]]`` give numpy arrays; ``numpy.asarray(array)`` reads everything.
+    ``array[i]``, ``array[a:b]``, ``array[[3, 1]]``, ``array[a:b, 0]`` give numpy arrays; ``numpy.asarray(array)`` reads everything.
     """
 
     def __init__(self, shards: Sequence[NDArray[Any]]) -> None:
@@ -85,6 +85,9 @@ class ShardedArray:
         return whole if dtype is None else whole.astype(dtype)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
+        if isinstance(key, tuple):
+            rows = self[key[0]]
+            return rows[key[1:] if isinstance(key[0], int | np.integer) else (slice(None), *key[1:])]
         if isinstance(key, int | np.integer):
             return self[[int(key)]][0]
         if isinstance(key, slice):

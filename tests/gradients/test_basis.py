@@ -1,0 +1,283 @@
+"""Bases: what they keep, that they do not depend on padding, saving and loading."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hfdataopt.errors import DataError, OptionError, StoreError
+from hfdataopt.gradients import (
+    Basis,
+    choose_rows,
+    find_blocks,
+    fit_basis,
+    gram,
+    kept_share,
+    per_example_gradients,
+    take_rows,
+)
+from hfdataopt.gradients import fit as fit_module
+
+
+def many_rows(tools: Any, name: str, count: int = 60) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(9)
+    return tools.make_rows(name, torch.randint(4, 20, (count,), generator=generator).tolist())
+
+
+def spearman(one: torch.Tensor, other: torch.Tensor) -> float:
+    ranks = [x.argsort(0).argsort(0).double() for x in (one, other)]
+    ranks = [x - x.mean(0) for x in ranks]
+    return float(((ranks[0] * ranks[1]).sum(0) / (ranks[0].norm(dim=0) * ranks[1].norm(dim=0))).mean())
+
+
+def test_eigen_keeps_the_ranking_of_a_trained_model_and_random_does_not(tools: Any, stories: Any) -> None:
+    model = stories()
+    generator = torch.Generator().manual_seed(0)
+    # Text of the model's own, so that gradients are those of a model that fits its data.
+    start = torch.randint(3, 500, (72, 4), generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ids = model.generate(start, max_new_tokens=40, do_sample=True, pad_token_id=2)
+    rows = [{"row_id": f"r{i}", "input_ids": x, "labels": x} for i, x in enumerate(ids)]
+    pool, queries = tools.batches_of(rows[:56], 14), tools.batches_of(rows[56:], 16)
+    wanted = gram(model, pool, queries)
+    rho, bases = {}, {}
+    for kind in ("eigen", "random"):
+        basis = fit_basis(model, pool + queries, kind=kind, floats_per_row=8192, rows=32)  # type: ignore[arg-type]
+        assert basis.size <= 8192
+        sides = [tools.features(per_example_gradients(model, side, basis=basis)) for side in (pool, queries)]
+        assert (sides[0] != 0).any(dim=0).float().mean() > 0.99  # no column is dead
+        fresh = [place for place, row in enumerate(rows[:56]) if row["row_id"] not in basis.sample]
+        rho[kind], bases[kind] = spearman((sides[0] @ sides[1].T)[fresh], wanted[fresh]), basis
+    assert rho["eigen"] >= 0.85
+    assert rho["eigen"] > rho["random"] + 0.05
+    share = kept_share(model, bases["eigen"], queries)
+    assert 0.3 < share < 1
+
+
+def test_kept_share_is_the_ratio_of_norms(tools: Any) -> None:
+    model, rows = tools.build("llama"), many_rows(tools, "llama")
+    batches = tools.batches_of(rows, 16)
+    basis = fit_basis(model, batches, floats_per_row=500, rows=30)
+    fresh = choose_rows([row["row_id"] for row in rows], 20, exclude=basis.sample)
+    picked = list(take_rows(batches, fresh))
+    kept, whole = (
+        tools.features(per_example_gradients(model, picked, basis=b)).square().sum() for b in (basis, "exact")
+    )
+    assert kept_share(model, basis, batches, rows=20) == pytest.approx(float(kept / whole), rel=1e-4)
+    assert kept_share(model, Basis.exact(find_blocks(model)), batches) == 1.0
+
+
+def test_a_basis_that_keeps_little_warns_and_names_the_side(tools: Any) -> None:
+    model, rows = tools.build("llama"), many_rows(tools, "llama")
+    basis = fit_basis(model, tools.batches_of(rows, 16), floats_per_row=16)
+    with pytest.warns(UserWarning, match="of the queries"):
+        assert kept_share(model, basis, tools.batches_of(rows, 16), name="queries") < 0.5
+
+
+def test_random_features_keep_norms_and_products_in_expectation(tools: Any) -> None:
+    model, rows = tools.build("llama"), many_rows(tools, "llama", 8)
+    batches = tools.batches_of(rows, 8)
+    exact = tools.features(per_example_gradients(model, batches, basis="exact"))
+    products = []
+    for seed in range(60):
+        found = tools.features(per_example_gradients(model, batches, basis="random", floats_per_row=1000, seed=seed))
+        assert (found != 0).any(dim=0).all()
+        products.append(found @ found.T)
+    mean, error = torch.stack(products).mean(0), torch.stack(products).std(0) / len(products) ** 0.5
+    assert ((mean - exact @ exact.T).abs() < 5 * error).all()
+    assert (error / (exact @ exact.T).diagonal().mean() < 0.2).all()
+
+
+def test_random_is_seeded_and_draws_nothing(tools: Any) -> None:
+    blocks = find_blocks(tools.build("bert-cls"))
+    before = torch.get_rng_state()
+    one, same, other = (Basis.random(blocks, 300, seed) for seed in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert one.hash == same.hash != other.hash
+    assert len({float(part.left[0, 0]) for part in one.parts if part.left is not None}) > 5
+
+
+@pytest.mark.parametrize("name", ["bert-cls", "bert-mlm", "gpt2", "llama"])
+def test_more_padding_gives_the_same_moments(tools: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tools.build(name), tools.make_rows(name)
+    seen: list[torch.Tensor] = []
+    real = fit_module.leading
+    monkeypatch.setattr(fit_module, "leading", lambda moment, cap: seen.append(moment) or real(moment, cap))
+    fit_basis(model, tools.batches_of(rows, 6), floats_per_row=300)
+    first = list(seen)
+    seen.clear()
+    fit_basis(model, tools.batches_of(rows, 2, length=50), floats_per_row=300)
+    assert len(first) == len(seen) > 0
+    for one, other in zip(first, seen, strict=True):
+        assert one.dtype == torch.float64
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6 * float(one.diagonal().max()))
+
+
+def test_moments_are_those_of_the_positions_with_a_gradient(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a plain computation, for one layer with a bias."""
+    model, rows = tools.build("llama"), tools.make_rows("llama")
+    seen: list[torch.Tensor] = []
+    real = fit_module.leading
+    monkeypatch.setattr(fit_module, "leading", lambda moment, cap: seen.append(moment) or real(moment, cap))
+    layer = "model.layers.1.self_attn.q_proj"
+    fit_basis(model, tools.batches_of(rows, 4), floats_per_row=20, layers=layer)
+    model.eval()
+    left, right = torch.zeros(16, 16, dtype=torch.float64), torch.zeros(17, 17, dtype=torch.float64)
+    module = dict(model.named_modules())[layer]
+    for row in rows:
+        kept: dict[str, torch.Tensor] = {}
+
+        def hook(m: nn.Module, args: Any, output: torch.Tensor, kept: dict[str, torch.Tensor] = kept) -> None:
+            kept["a"], kept["out"] = args[0], output
+            output.retain_grad()
+
+        handle = module.register_forward_hook(hook)
+        batch = tools.collate([row])
+        del batch["row_id"]
+        output = model(**batch)
+        (output.loss * (batch["labels"][:, 1:] != -100).sum()).backward()
+        handle.remove()
+        gradient = kept["out"].grad[0].double()
+        used = gradient.abs().amax(1) > 1e-6 * gradient.abs().max()  # the first position only attends to itself
+        activation = torch.cat([kept["a"][0].detach().double(), torch.ones(len(gradient), 1).double()], 1)[used]
+        left += gradient.T @ gradient
+        right += activation.T @ activation
+    assert torch.allclose(seen[0], left, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(seen[1], right, rtol=1e-4, atol=1e-6)
+
+
+def test_moments_in_bf16_are_accumulated_in_float64(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding up in bf16 stops growing after 256 equal terms; the sums here must not depend on how rows are batched."""
+    model, rows = tools.build("llama"), many_rows(tools, "llama")
+    seen: list[torch.Tensor] = []
+    real = fit_module.leading
+    monkeypatch.setattr(fit_module, "leading", lambda moment, cap: seen.append(moment) or real(moment, cap))
+    sums = []
+    for repeat in (1, 20):
+        seen.clear()
+        batches = [
+            dict(batch, row_id=[f"{turn}/{row}" for row in batch["row_id"]])
+            for turn in range(repeat)
+            for batch in tools.batches_of(rows, 20)
+        ]
+        fit_basis(model, batches, floats_per_row=300, rows=None, dtype="bfloat16")
+        sums.append([moment.clone() for moment in seen])
+    for one, other in zip(*sums, strict=True):
+        assert one.dtype == torch.float64
+        assert torch.allclose(20 * one, other, rtol=1e-12)
+
+
+def test_leading_directions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))[0]
+    values = torch.tensor([9.0, 5, 3, 1, 0, 0], dtype=torch.float64)
+    found = fit_module.leading(basis @ torch.diag(values) @ basis.T, 3)
+    assert torch.allclose((basis[:, :3].T.float() @ found).abs(), torch.eye(3), atol=1e-5)
+    assert (found.gather(0, found.abs().argmax(0, keepdim=True)) > 0).all()
+    assert fit_module.leading(basis @ torch.diag(values) @ basis.T, 6).shape == (6, 4)  # nothing varies in the others
+    coordinates = fit_module.leading(values.flip(0), 2)
+    assert torch.equal(coordinates, torch.eye(6)[:, [5, 4]])
+
+
+def test_the_entries_kept_are_those_with_most_energy(tools: Any) -> None:
+    model, rows = tools.build("llama"), tools.make_rows("llama")
+    batches = tools.batches_of(rows, 6)
+    large, small = (fit_basis(model, batches, floats_per_row=floats) for floats in (2000, 200))
+    assert small.size == 200
+    norms = [tools.features(per_example_gradients(model, batches, basis=b)).square().sum() for b in (small, large)]
+    assert norms[0] > 0.5 * norms[1]
+    assert min(part.size for part in small.parts) >= 1
+    assert max(part.size for part in small.parts) > 2 * min(part.size for part in small.parts)
+
+
+def test_a_basis_as_large_as_the_gradient_is_exact(tools: Any) -> None:
+    model, rows = tools.build("bert-cls"), tools.make_rows("bert-cls")
+    for kind in ("eigen", "random"):
+        assert fit_basis(model, tools.batches_of(rows, 4), kind=kind, floats_per_row=10**6).kind == "exact"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["exact", "eigen", "random"])
+def test_saved_and_loaded(tools: Any, kind: Any, tmp_path: Any) -> None:
+    model, rows = tools.build("llama"), tools.make_rows("llama")
+    batches = tools.batches_of(rows, 4)
+    basis = fit_basis(model, batches, kind=kind, floats_per_row=300)
+    basis.metadata["checkpoint"] = "step 3"
+    basis.save(tmp_path / "basis")
+    loaded = Basis.load(tmp_path / "basis")
+    assert loaded.hash == basis.hash
+    assert loaded.metadata == basis.metadata
+    assert loaded.sample == basis.sample
+    one, other = (tools.features(per_example_gradients(model, batches, basis=b)) for b in (basis, loaded))
+    assert torch.equal(one, other)
+    assert [part.right is loaded.parts[0].right for part in loaded.parts] == [
+        part.right is basis.parts[0].right for part in basis.parts
+    ]
+
+
+def test_a_basis_of_another_model_or_layers_is_refused(tools: Any, tmp_path: Any) -> None:
+    rows = tools.make_rows("llama")
+    basis = Basis.random(find_blocks(tools.build("llama")), 300, 0)
+    for model, layers in ((tools.build("gpt2"), None), (tools.build("llama"), "last:1")):
+        with pytest.raises(OptionError, match="only in the basis"):
+            per_example_gradients(model, tools.batches_of(rows, 4), basis=basis, layers=layers)
+    with pytest.raises(StoreError, match="no readable basis"):
+        Basis.load(tmp_path)
+    basis.save(tmp_path)
+    text = (tmp_path / "basis.json").read_text()
+    (tmp_path / "basis.json").write_text(text.replace(basis.hash, "0" * 64))
+    with pytest.raises(StoreError, match="do not belong together"):
+        Basis.load(tmp_path)
+
+
+def test_fit_needs_rows_and_gradients(tools: Any) -> None:
+    model, rows = tools.build("llama"), tools.make_rows("llama")
+    with pytest.raises(DataError, match="no rows"):
+        fit_basis(model, [], floats_per_row=300)
+    batch = tools.collate(rows)
+    batch["labels"][:] = -100
+    with pytest.raises(DataError, match="zero"):
+        fit_basis(model, [batch], floats_per_row=300)
+    with pytest.raises(OptionError, match="twice"):
+        fit_basis(model, iter([batch]), floats_per_row=300)
+
+
+def test_rows_are_chosen_by_seed_and_id_only() -> None:
+    ids: list[str | int] = [f"r{i}" for i in range(100)]
+    chosen = choose_rows(ids, 10, seed=3)
+    shuffled = [ids[i] for i in np.random.default_rng(0).permutation(100)]
+    assert set(choose_rows(shuffled, 10, seed=3)) == set(chosen)
+    assert set(choose_rows(ids, 10, seed=4)) != set(chosen)
+    assert not set(choose_rows(ids, 50, seed=3, exclude=chosen)) & set(chosen)
+    assert choose_rows(ids[:5], 10) == ids[:5]
+    batches = [{"input_ids": torch.arange(6).view(3, 2), "row_id": ["a", "b", "c"]}, {"input_ids": torch.ones(1, 2)}]
+    taken = list(take_rows(batches, ["c", 3]))
+    assert [batch["row_id"] for batch in taken] == [["c"], [3]]
+    assert taken[0]["input_ids"].tolist() == [[4, 5]]
+
+
+def test_moments_divided_over_several_passes_give_the_same_basis(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tools.build("llama"), tools.make_rows("llama")
+    batches = tools.batches_of(rows, 4)
+    whole = fit_basis(model, batches, floats_per_row=300, layers="all")
+    monkeypatch.setattr(fit_module, "MOMENT_BYTES", 10_000)
+    assert len(fit_module._groups(find_blocks(model, "all"))) > 3
+    parts = fit_basis(model, batches, floats_per_row=300, layers="all")
+    one, other = (tools.features(per_example_gradients(model, batches, basis=b, layers="all")) for b in (whole, parts))
+    assert torch.allclose(one @ one.T, other @ other.T, rtol=1e-4, atol=1e-5)
+
+
+def test_a_long_side_gets_coordinates(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tools.build("gpt2"), tools.make_rows("gpt2")
+    batches = tools.batches_of(rows, 4)
+    monkeypatch.setattr(fit_module, "LONGEST_SIDE", 30)  # less than the vocabulary
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        basis = fit_basis(model, batches, floats_per_row=600, layers=["embeddings", "head"])
+    left = basis.parts[0].left
+    assert left is not None
+    assert set(left.unique().tolist()) == {0.0, 1.0}
+    assert kept_share(model, basis, batches, layers=["embeddings", "head"], rows=None) > 0.4
