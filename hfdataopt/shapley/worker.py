@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,7 @@ def main(arguments: list[str]) -> int:
             if path.exists():
                 continue
             if os.getppid() != parent:
+                shutil.rmtree(folder, ignore_errors=True)
                 return 0
             write_sums(path, run_chunk(problem, first, last, problem_file["full"]))
     except HfDataOptError as error:
