@@ -5,17 +5,21 @@
 - :mod:`~hfdataopt.gradients.losses`: what is differentiated
 - :mod:`~hfdataopt.gradients.factors`: arithmetic on gradient factors
 - :mod:`~hfdataopt.gradients.basis`, :mod:`~hfdataopt.gradients.fit`: what of a gradient is kept
+- :mod:`~hfdataopt.gradients.precondition`: gradients changed before they are projected
+- :mod:`~hfdataopt.gradients.batches`, :mod:`~hfdataopt.gradients.runner`: running batches through a model
 - :mod:`~hfdataopt.gradients.engine`: batches in, features out
 - :mod:`~hfdataopt.gradients.exact`: exact dot products and norms
 - :mod:`~hfdataopt.gradients.store`: features on disk
 """
 
 from hfdataopt.gradients.basis import Basis
+from hfdataopt.gradients.batches import choose_rows, name_rows, take_rows
 from hfdataopt.gradients.blocks import Block, check_layers, find_blocks
-from hfdataopt.gradients.engine import ExampleGradients, Runner, per_example_gradients
+from hfdataopt.gradients.engine import ExampleGradients, per_example_gradients
 from hfdataopt.gradients.exact import ExampleNorms, gradient_norms, gram
-from hfdataopt.gradients.fit import choose_rows, fit_basis, kept_share, take_rows
+from hfdataopt.gradients.fit import fit_basis, kept_share
 from hfdataopt.gradients.losses import find_task, make_target, per_example_loss
+from hfdataopt.gradients.runner import Runner
 from hfdataopt.gradients.store import GradientStore, ShardedArray, weights_hash
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "gram",
     "kept_share",
     "make_target",
+    "name_rows",
     "per_example_gradients",
     "per_example_loss",
     "take_rows",

@@ -13,21 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from hfdataopt.errors import OptionError
+from hfdataopt.gradients.batches import Batch, RowId, batch_positions, batch_size, nonfinite_error
 from hfdataopt.gradients.blocks import Block, Layers
 from hfdataopt.gradients.capture import Captured, complete
-from hfdataopt.gradients.engine import (
-    Batch,
-    Precondition,
-    RowId,
-    Runner,
-    Weights,
-    batch_positions,
-    batch_size,
-    nonfinite_error,
-    preconditioned,
-)
 from hfdataopt.gradients.factors import Uses, finite_rows, materialise, pair_products, squared_norms
 from hfdataopt.gradients.losses import CustomLoss, Logit, Target
+from hfdataopt.gradients.precondition import Precondition, preconditioned
+from hfdataopt.gradients.runner import Runner, Weights
 
 
 def gram(

@@ -7,7 +7,6 @@ their leading eigenvectors are the candidate directions. The second measures the
 directions within a block, get room in proportion to the gradient they carry.
 """
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,55 +16,18 @@ from torch import Tensor, nn
 
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients.basis import KINDS, Basis, BasisKind, Part, _check_budget, _describe, same_tensor
+from hfdataopt.gradients.batches import Batch, RowId, choose_rows, nonfinite_error, take_rows
 from hfdataopt.gradients.blocks import Block, Layers
 from hfdataopt.gradients.capture import Captured, complete
-from hfdataopt.gradients.engine import (
-    Batch,
-    OnNonfinite,
-    Precondition,
-    RowId,
-    Runner,
-    Weights,
-    batch_size,
-    nonfinite_error,
-    preconditioned,
-)
 from hfdataopt.gradients.factors import finite_rows, is_index, squared_norms, used_positions
 from hfdataopt.gradients.losses import CustomLoss, Logit, Target
+from hfdataopt.gradients.precondition import Precondition, preconditioned
+from hfdataopt.gradients.runner import OnNonfinite, Runner, Weights
 
 # A side longer than this (a vocabulary) gets coordinates instead of eigenvectors: no [size, size] matrix is made.
 LONGEST_SIDE = 16384
 # Bytes of float64 second moments held at once; blocks beyond it are fitted in further passes over the sample.
 MOMENT_BYTES = 4 * 2**30
-
-
-def choose_rows(row_ids: Sequence[RowId], count: int, *, seed: int = 0, exclude: Iterable[RowId] = ()) -> list[RowId]:
-    """``count`` of the row ids (all, if there are fewer) chosen by a hash of (seed, id), in the order given.
-
-    The choice does not depend on order or batching. ``exclude``: ids not to choose.
-    """
-    barred = set(exclude)
-    open_rows = [row for row in row_ids if row not in barred]
-
-    def key(row: RowId) -> bytes:
-        return hashlib.sha256(f"{seed}/{type(row).__name__}/{row}".encode()).digest()
-
-    chosen = set(sorted(open_rows, key=key)[:count])
-    return [row for row in open_rows if row in chosen]
-
-
-def take_rows(batches: Iterable[Batch], rows: Iterable[RowId] | None) -> Iterable[dict[str, Any]]:
-    """The batches with only the given rows in them, each with its ``row_id``; None = all rows."""
-    wanted = None if rows is None else set(rows)
-    seen = 0
-    for batch in batches:
-        size = batch_size({key: x for key, x in batch.items() if key != "row_id"})
-        ids = _ids(batch, seen, size)
-        seen += size
-        places = [place for place, row in enumerate(ids) if wanted is None or row in wanted]
-        if places:
-            taken = {key: _take(x, places, size) for key, x in batch.items() if key != "row_id"}
-            yield taken | {"row_id": [ids[place] for place in places]}
 
 
 def fit_basis(
@@ -389,18 +351,3 @@ def _keep_largest(candidate: Basis, energy: Tensor, floats_per_row: int) -> list
 
 def _spans(basis: Basis) -> list[tuple[int, int]]:
     return list(zip(basis.offsets[:-1], basis.offsets[1:], strict=True))
-
-
-def _ids(batch: Batch, seen: int, size: int) -> list[RowId]:
-    given = batch.get("row_id")
-    if given is None:
-        return list(range(seen, seen + size))
-    return given.tolist() if isinstance(given, Tensor) else list(given)
-
-
-def _take(value: Any, places: list[int], size: int) -> Any:
-    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == size:
-        return value[places]
-    if isinstance(value, list) and len(value) == size:
-        return [value[place] for place in places]
-    return value

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.gradients import engine, find_blocks, fit_basis, gram, per_example_gradients
+from hfdataopt.gradients import Runner, find_blocks, fit_basis, gram, per_example_gradients, runner
 
 MODELS = ["bert-cls", "bert-mlm", "gpt2", "llama"]
 
@@ -143,7 +143,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
     model, rows = tools.build("llama"), tools.make_rows("llama", [9, 4, 12, 7, 5, 11, 8, 6])
     batches = tools.batches_of(rows, 8) * 1
     wanted = tools.features(per_example_gradients(model, batches, basis=kind, floats_per_row=300))
-    real, sizes = engine.forward_backward, []
+    real, sizes = runner.forward_backward, []
 
     def short_of_memory(capture: Any, target: Any, inputs: Any, weights: Any, precision: Any, collector: Any) -> Any:
         size = len(inputs["input_ids"])
@@ -153,7 +153,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
             raise torch.OutOfMemoryError("injected")
         return result
 
-    monkeypatch.setattr(engine, "forward_backward", short_of_memory)
+    monkeypatch.setattr(runner, "forward_backward", short_of_memory)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         results = list(per_example_gradients(model, batches, basis=kind, floats_per_row=300))
@@ -166,7 +166,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
     def never_enough(*args: Any) -> Any:
         raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(engine, "forward_backward", never_enough)
+    monkeypatch.setattr(runner, "forward_backward", never_enough)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(torch.OutOfMemoryError):
@@ -186,10 +186,10 @@ def test_precision(tools: Any) -> None:
     assert 1e-4 < error < 0.1
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(run(None), half)
-        assert engine.Runner(model).precision == "bfloat16"
+        assert Runner(model).precision == "bfloat16"
         assert torch.equal(run("float32"), full)
-    assert engine.Runner(model, dtype="bfloat16").precision == "bfloat16"
-    assert engine.Runner(model).precision == "float32"
+    assert Runner(model, dtype="bfloat16").precision == "bfloat16"
+    assert Runner(model).precision == "float32"
     with pytest.raises(OptionError, match="dtype"):
         run("float8")
     with pytest.raises(OptionError, match="half precision"):
