@@ -106,7 +106,7 @@ def corrupt(
     """Hide 10 % of the words, and most of one sentence where that is short; returns the inputs and what was hidden."""
     special = torch.tensor(tokenizer.all_special_ids)
     is_word = ~torch.isin(ids, special)
-    is_stop = torch.eq(ids, tokenizer.convert_tokens_to_ids("."))
+    is_stop = torch.eq(ids, tokenizer.get_vocab()["."])
     sentence = is_stop.cumsum(1) - is_stop.long()
     pick = (torch.rand(len(ids), generator=generator) * is_stop.sum(1)).long()
     hidden = (sentence == pick[:, None]) & is_word & ~is_stop
