@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from hfdataopt.errors import HfDataOptError
 
@@ -25,14 +26,16 @@ class Processes:
 
     @classmethod
     def current(cls) -> "Processes":
-        """Read from accelerate when a distributed run is under way, else one process."""
-        started = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if started or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate.state import PartialState
+        """This process's place in the distributed run that is under way, or that a launcher asks for; else one process."""
+        if not dist.is_available():
+            return cls()
+        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+            from accelerate.utils import parse_flag_from_env
 
-            state = PartialState()
-            return cls(state.process_index, state.num_processes)
-        return cls()
+            # Without cpu= a machine that has no accelerator would be given one process per process.
+            PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
     @property
     def is_main(self) -> bool:
@@ -41,34 +44,30 @@ class Processes:
     def wait(self) -> None:
         """Wait for all processes."""
         if self.count > 1:
-            from accelerate.state import PartialState
-
-            PartialState().wait_for_everyone()
+            dist.barrier()
 
     def broadcast(self, value: Any) -> Any:
         """The main process's value, on every process."""
         if self.count == 1:
             return value
-        from accelerate.utils import broadcast_object_list
-
         box = [value if self.is_main else None]
-        broadcast_object_list(box, from_process=0)
+        dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def together(self, function: Callable[[], None]) -> None:
         """Call ``function()`` on every process and wait for all; an error on one is raised on each, so that none hangs."""
         if self.count == 1:
             return function()
-        from accelerate.utils import gather_object
-
         error: Exception | None = None
         try:
             function()
         except Exception as raised:
             error = raised
-        errors = [other for other in gather_object([_sendable(error)]) if other is not None]
-        if errors:
-            raise error or errors[0]
+        errors: list[Exception | None] = [None] * self.count
+        dist.all_gather_object(errors, _sendable(error))
+        first = error or next((other for other in errors if other is not None), None)
+        if first is not None:
+            raise first
 
     def run_on_main(self, function: Callable[[], Any]) -> Any:
         """Call ``function()`` on the main process and give its result to all; an error there is raised on every process."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -177,7 +177,7 @@ class Basis:
             os.replace(path / "basis.safetensors.tmp", path / "basis.safetensors")
             (path / "basis.json.tmp").write_text(json.dumps(self._header() | {"hash": self.hash}, indent=1))
             os.replace(path / "basis.json.tmp", path / "basis.json")
-        except (OSError, RuntimeError) as error:  # safetensors raises its own error on a full disk
+        except (OSError, SafetensorError) as error:
             raise StoreError(f"basis: cannot write to {path}: {error}; free space or choose another folder") from error
 
     @classmethod
