@@ -251,7 +251,8 @@ def refuse_reentrant(modules: dict[str, nn.Module]) -> None:
         function = vars(module).get("_gradient_checkpointing_func")
         if function is not None and getattr(module, "gradient_checkpointing", False) is True:
             keywords = getattr(function, "keywords", None)
-            if keywords is not None and "use_reentrant" in keywords and keywords["use_reentrant"] is not False:
+            # torch 2.13: reentrant where the argument is left out
+            if keywords is not None and keywords.get("use_reentrant") is not False:
                 raise OptionError(
                     f"gradients: {name or type(module).__name__} uses reentrant gradient checkpointing, which "
                     f"per-example "

@@ -66,6 +66,7 @@ class Runner:
         self._absolute = _absolute_positions(self.model)
         self._seen = 0
         self._largest: int | None = None
+        self._said = False
         self._checked = False
 
     @property
@@ -129,11 +130,12 @@ class Runner:
             failed = collector
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            warnings.warn(
-                f"gradients: a batch of {size} rows did not run ({reason}); going on with at most {self._largest} rows "
-                "at once",
-                stacklevel=2,
-            )
+            if not self._said:
+                self._said = True
+                warnings.warn(
+                    f"gradients: a batch of {size} rows did not run ({reason}); going on with smaller ones",
+                    stacklevel=2,
+                )
         step = self._largest
         for start in range(0, size, step):
             rows = slice(start, start + step)

@@ -156,9 +156,10 @@ def test_checkpointing_gives_the_same_gradients_and_is_really_used(
     assert all(module.training for module in model.modules())
 
 
-def test_reentrant_checkpointing_is_refused(tools: Any) -> None:
+@pytest.mark.parametrize("options", [{"use_reentrant": True}, {"preserve_rng_state": True}])
+def test_reentrant_checkpointing_is_refused(tools: Any, options: Any) -> None:
     model, rows = tools.build("llama"), tools.make_rows("llama")
-    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.gradient_checkpointing_enable(options)
     with pytest.raises(OptionError, match="use_reentrant"):
         per_example_gradients(model, tools.batches_of(rows, 4), basis="exact")
 
