@@ -7,6 +7,7 @@
 Kernels are built in float64 from float32 features.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,12 +20,12 @@ from hfdataopt.attribution.task import (
     Head,
     Pooling,
     body_of,
+    combinations_of,
     model_head,
     probe_head,
     prompt_head,
     read_labels,
     resolve_head,
-    scalar_of,
 )
 from hfdataopt.errors import OptionError
 from hfdataopt.gradients import find_blocks
@@ -32,6 +33,10 @@ from hfdataopt.shapley import loo_ridge
 
 if TYPE_CHECKING:
     from hfdataopt.attribution.view import View
+
+
+SMALLEST_BASIS = 512
+"""Floats per row and logit at least, when ``floats_per_row`` is divided among the logits of many classes."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,6 @@ class KernelScorer(GradientScorer):
                 "head='model' before any training step: if the classification head is fresh, its logits say nothing yet"
             )
         sides = ["pool", *(["queries"] if view.queries is not None else [])]
-        features: list[dict[str, torch.Tensor]] = []
         pooled: dict[str, torch.Tensor] = {}
         if self.kernel in ("hidden", "sum") or head_name == "probe":
             # A query that cannot be read is an error always: the rows are judged by all of them.
@@ -135,25 +139,23 @@ class KernelScorer(GradientScorer):
         kernels: list[Pieces] = []
         if self.kernel in ("entk", "sum"):
             head = self._head(head_name, labels, pooled)
-            targets = self._coefficients(labels.count)
+            names, coefficients = self._coefficients(labels.count)
             options = {**self.gradient_options(), "layers": self._layers(view, head_name)}
-            features = [
-                {
-                    side: view.gradients(
-                        side,
-                        target=f"{head_name}-logit-{name}",
-                        of=scalar_of(head, weights),
-                        **{**options, "on_nonfinite": self.on_nonfinite if side == "pool" else "error"},
-                    ).whole()
-                    for side in sides
-                }
-                for name, weights in targets
-            ]
+            options["floats_per_row"] = max(SMALLEST_BASIS, self.floats_per_row // len(names))
+            features = {
+                side: view.gradients(
+                    side,
+                    target=f"{head_name}-logits-{'-'.join(names)}",
+                    of=combinations_of(head, coefficients),
+                    **{**options, "on_nonfinite": self.on_nonfinite if side == "pool" else "error"},
+                ).columns()
+                for side in sides
+            }
             kernels.append(_inner_products(features, stack=self.per_class))
         if self.kernel in ("hidden", "sum"):
             bias = float(pooled["pool"][torch.isfinite(pooled["pool"]).all(1)].std())
-            with_bias = {side: torch.cat([x, x.new_full((len(x), 1), bias)], 1) for side, x in pooled.items()}
-            kernels.append(_inner_products([with_bias], stack=False))
+            with_bias = {side: torch.cat([x, x.new_full((len(x), 1), bias)], 1)[:, None] for side, x in pooled.items()}
+            kernels.append(_inner_products(with_bias, stack=False))
         finite = torch.isfinite(kernels[0].pool.diagonal(dim1=-2, dim2=-1))
         for piece in kernels[1:]:
             finite = finite & torch.isfinite(piece.pool.diagonal(dim1=-2, dim2=-1))
@@ -174,13 +176,14 @@ class KernelScorer(GradientScorer):
             raise OptionError(f"{self.name}: layers={self.layers!r} selects only the head, which head='probe' replaces")
         return kept
 
-    def _coefficients(self, classes: int) -> list[tuple[str, torch.Tensor]]:
+    def _coefficients(self, classes: int) -> tuple[list[str], torch.Tensor]:
+        """Names and coefficients ``[columns, classes]`` of the combinations of logits that are differentiated."""
         eye = torch.eye(classes, dtype=torch.float64)
         if self.logit is not None:
-            return [(str(self.logit), eye[self.logit])]
+            return [str(self.logit)], eye[[self.logit]]
         if classes == 2 and not self.per_class:
-            return [("difference", eye[1] - eye[0])]
-        return [(str(k), eye[k]) for k in range(classes)]
+            return ["difference"], eye[[1]] - eye[[0]]
+        return [str(k) for k in range(classes)], eye
 
     def _head(self, name: str, labels: ClassLabels, pooled: dict[str, torch.Tensor]) -> Head:
         if name == "prompt":
@@ -208,29 +211,26 @@ class Pieces:
         return Pieces(self.pool * factor, scale(self.cross), scale(self.queries))
 
 
-def _inner_products(features: list[dict[str, torch.Tensor]], *, stack: bool) -> Pieces:
-    """Gram matrices in float64; several feature sets give one kernel each (``stack``) or their mean."""
-    pieces = []
-    for side in features:
-        pool = side["pool"].double()
-        queries = side["queries"].double() if "queries" in side else None
-        pieces.append(
-            Pieces(
-                pool @ pool.T,
-                None if queries is None else pool @ queries.T,
-                None if queries is None else queries.square().sum(1),
-            )
-        )
+def _inner_products(features: dict[str, torch.Tensor], *, stack: bool) -> Pieces:
+    """Gram matrices in float64 of features ``[rows, columns, d]``: one per column (``stack``), or their mean."""
 
-    def join(tensors: list[torch.Tensor]) -> torch.Tensor:
-        stacked = torch.stack(tensors)
-        return stacked if stack else stacked.mean(0)
+    def join(
+        products: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], a: torch.Tensor, b: torch.Tensor
+    ) -> torch.Tensor:
+        if stack:
+            return torch.stack([products(a[:, k].double(), b[:, k].double()) for k in range(a.shape[1])])
+        return products(a.flatten(1).double(), b.flatten(1).double()) / a.shape[1]
 
-    cross = [piece.cross for piece in pieces if piece.cross is not None]
-    diagonal = [piece.queries for piece in pieces if piece.queries is not None]
-    return Pieces(
-        join([piece.pool for piece in pieces]), join(cross) if cross else None, join(diagonal) if diagonal else None
-    )
+    def gram(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a @ b.T
+
+    def squares(a: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return a.square().sum(1)
+
+    pool, queries = features["pool"], features.get("queries")
+    if queries is None:
+        return Pieces(join(gram, pool, pool), None, None)
+    return Pieces(join(gram, pool, pool), join(gram, pool, queries), join(squares, queries, queries))
 
 
 def _merge(pieces: list[Pieces], normalize: bool) -> Pieces:

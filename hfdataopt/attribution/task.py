@@ -270,14 +270,12 @@ def prompt_head(classes: list[int]) -> Head:
     return logits
 
 
-def scalar_of(
-    head: Head, coefficients: torch.Tensor
-) -> Callable[[Any, dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]:
-    """The engine's target: ``(sum_k coefficients_k * logit_k [b], ones [b])``."""
+def combinations_of(head: Head, coefficients: torch.Tensor) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """The engine's target: ``(logits @ coefficients.T [b, columns], ones [b])`` for ``coefficients [columns, c]``."""
 
     def target(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         logits = head(model, batch)
-        return logits @ coefficients.to(logits), torch.ones(len(logits), device=logits.device)
+        return logits @ coefficients.to(logits).T, torch.ones(len(logits), dtype=torch.long, device=logits.device)
 
     return target
 

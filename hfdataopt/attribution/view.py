@@ -44,7 +44,8 @@ SHARE_ROWS = 32  # of each side, on which the kept share of the gradient norm is
 
 
 class GradientFeatures(NamedTuple):
-    """Features ``[rows, d]`` float32, target sums ``[rows]`` (nats for a loss) and labelled tokens ``[rows]``.
+    """Features ``[rows, columns, d]`` float32, target sums ``[rows, columns]`` (nats for a loss), labelled tokens ``[rows]``.
+    A target that is one number per row has one column.
 
     ``features`` is memory-mapped where it is on disk: slices read what they need.
     """
@@ -54,9 +55,13 @@ class GradientFeatures(NamedTuple):
     tokens: torch.Tensor
 
     def blocks(self, rows: int = 4096) -> Iterator[torch.Tensor]:
-        """The features in blocks of rows, float64."""
+        """The features in blocks of rows, columns side by side: ``[rows, columns * d]`` float64."""
         for start in range(0, len(self.features), rows):
-            yield torch.from_numpy(np.array(self.features[start : start + rows], dtype=np.float64))
+            yield torch.from_numpy(np.array(self.features[start : start + rows], dtype=np.float64)).flatten(1)
+
+    def columns(self) -> torch.Tensor:
+        """All features, ``[rows, columns, d]`` float32."""
+        return torch.from_numpy(np.array(self.features))
 
     def whole(self) -> torch.Tensor:
         """All features, float64."""
@@ -251,11 +256,11 @@ class View:
         on_nonfinite: str = "error",
         seed: int = 0,
     ) -> GradientFeatures:
-        """Per-example gradients of a side: features ``[rows, d]`` float32, loss sums and token counts.
+        """Per-example gradients of a side: features ``[rows, columns, d]`` float32, target sums and token counts.
 
         Args:
             target: names what is differentiated, for the store.
-            of: ``"loss"``, ``"logit"`` or a callable ``(model, batch) -> (value [b], tokens [b])``.
+            of: ``"loss"``, ``"logit"`` or a callable ``(model, batch) -> (value [b] or [b, columns], tokens [b])``.
 
         A row skipped for a non-finite gradient has NaN features.
         """
@@ -266,28 +271,28 @@ class View:
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
             where = {rows.ids[position]: index for index, position in enumerate(positions)}
-            out: dict[str, torch.Tensor] = {}
-            for part in per_example_gradients(
-                self.model,
-                self.batches(side, positions),
-                of=of,
-                basis=fitted,
-                layers=layers,
-                dtype=engine_dtype,
-                on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
-                custom_loss=custom_loss,
-            ):
-                if not out:
-                    out = {
-                        "features": torch.full((len(positions), part.features.shape[1]), float("nan")),
-                        "loss_sum": torch.full((len(positions),), float("nan")),
-                        "tokens": torch.zeros(len(positions), dtype=torch.long),
-                    }
+            parts = list(
+                per_example_gradients(
+                    self.model,
+                    self.batches(side, positions),
+                    of=of,
+                    basis=fitted,
+                    layers=layers,
+                    dtype=engine_dtype,
+                    on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
+                    custom_loss=custom_loss,
+                )
+            )
+            columns = 1 + max(part.column for part in parts)
+            features = torch.full((len(positions), columns, fitted.size), float("nan"))
+            loss_sum = torch.full((len(positions), columns), float("nan"))
+            tokens = torch.zeros(len(positions), dtype=torch.long)
+            for part in parts:
                 index = [where[row] for row in part.row_ids]
-                out["features"][index] = part.features
-                out["loss_sum"][index] = part.loss_sum
-                out["tokens"][index] = part.tokens.long()
-            return out
+                features[index, part.column] = part.features
+                loss_sum[index, part.column] = part.loss_sum
+                tokens[index] = part.tokens.long()
+            return {"features": features, "loss_sum": loss_sum, "tokens": tokens}
 
         manifest = {
             "kind": "gradients",

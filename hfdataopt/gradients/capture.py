@@ -122,13 +122,13 @@ class Capture(AbstractContextManager["Capture"]):
         finally:
             self._counting = False
 
-    def backward(self, objective: Tensor, handler: Handler) -> None:
+    def backward(self, objective: Tensor, handler: Handler, keep_graph: bool = False) -> None:
         """Differentiate the scalar ``objective``, handing each block's factors to ``handler``."""
         self.handler = handler
         if objective.requires_grad:
             # The backward of float32 operations must not be cast by an autocast context of the caller.
             with torch.autocast(objective.device.type, enabled=False):
-                torch.autograd.grad(objective, self.anchor, allow_unused=True)
+                torch.autograd.grad(objective, self.anchor, allow_unused=True, retain_graph=keep_graph)
         for index, waiting in enumerate(self._waiting):
             if waiting:  # some use of the block has no gradient, such as an output that the loss does not read
                 self._deliver(index)

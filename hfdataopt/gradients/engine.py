@@ -24,7 +24,8 @@ class ExampleGradients:
     """Gradient features of the rows of one batch.
 
     ``features [b, d]`` float32; ``loss_sum [b]`` in nats summed over tokens (or the logit), not weighted; ``tokens
-    [b]``. ``skipped`` are the ids of rows left out by ``on_nonfinite="skip"``. All tensors are on the CPU.
+    [b]``. ``skipped`` are the ids of rows left out by ``on_nonfinite="skip"``. ``column`` is the target's column that was
+    differentiated, where it has several. All tensors are on the CPU.
     """
 
     row_ids: list[RowId]
@@ -32,6 +33,7 @@ class ExampleGradients:
     loss_sum: Tensor
     tokens: Tensor
     skipped: list[RowId] = field(default_factory=list)
+    column: int = 0
 
 
 def per_example_gradients(
@@ -67,7 +69,8 @@ def per_example_gradients(
     autocast in force. Sums and projections are float32.
     ``on_nonfinite``: what to do with a row whose gradient or loss is not finite.
 
-    Yields one :class:`ExampleGradients` per batch, or per part of a batch where memory did not suffice for all of it.
+    Yields one :class:`ExampleGradients` per batch (and column of the target), or per part of a batch where memory did not
+    suffice for all of it.
     """
     if on_nonfinite not in ("error", "skip"):
         raise OptionError(f"on_nonfinite={on_nonfinite!r} arrived; it must be 'error' or 'skip'")
@@ -138,9 +141,9 @@ def _finish(piece: Piece, on_nonfinite: OnNonfinite) -> ExampleGradients:
     features = features.cpu()
     ok = torch.isfinite(features.abs().sum(1)) & torch.isfinite(piece.loss_sum)
     if ok.all():
-        return ExampleGradients(piece.row_ids, features, piece.loss_sum, piece.tokens)
+        return ExampleGradients(piece.row_ids, features, piece.loss_sum, piece.tokens, column=piece.column)
     bad = [row for row, good in zip(piece.row_ids, ok.tolist(), strict=True) if not good]
     if on_nonfinite == "error":
         raise nonfinite_error(bad)
     kept = [row for row, good in zip(piece.row_ids, ok.tolist(), strict=True) if good]
-    return ExampleGradients(kept, features[ok], piece.loss_sum[ok], piece.tokens[ok], bad)
+    return ExampleGradients(kept, features[ok], piece.loss_sum[ok], piece.tokens[ok], bad, piece.column)

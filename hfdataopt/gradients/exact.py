@@ -19,7 +19,7 @@ from hfdataopt.gradients.capture import Captured, complete
 from hfdataopt.gradients.factors import Uses, finite_rows, materialise, pair_products, squared_norms
 from hfdataopt.gradients.losses import CustomLoss, Logit, Target
 from hfdataopt.gradients.precondition import Precondition, preconditioned
-from hfdataopt.gradients.runner import Runner, Weights
+from hfdataopt.gradients.runner import Piece, Runner, Weights
 
 
 def gram(
@@ -105,6 +105,7 @@ def gradient_norms(
     """
     runner = Runner(model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss)
     for piece in runner.pieces(batches, lambda size, failed: _Norms(size, precondition)):
+        _one_column(piece)
         yield ExampleNorms(piece.row_ids, piece.collector.total, piece.loss_sum, piece.tokens)
 
 
@@ -243,10 +244,16 @@ def _device(taken: Tensor | Uses) -> torch.device:
 def _check(pieces: Iterable[Any]) -> None:
     bad: list[RowId] = []
     for piece in pieces:
+        _one_column(piece)
         ok = piece.collector.ok & torch.isfinite(piece.loss_sum)
         bad += [row for row, good in zip(piece.row_ids, ok.tolist(), strict=True) if not good]
     if bad:
         raise nonfinite_error(bad)
+
+
+def _one_column(piece: Piece) -> None:
+    if piece.column:
+        raise OptionError("exact products and norms take a target with one column: value [b]; call once per column")
 
 
 def _block_bytes(block: Block, size: int, length: int) -> int:

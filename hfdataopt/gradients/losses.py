@@ -39,7 +39,8 @@ def make_target(
 ) -> Target:
     """The target that ``of`` names.
 
-    ``of``: ``"loss"``, ``"logit"``, or a callable ``(model, batch) -> (value [b], tokens [b])``.
+    ``of``: ``"loss"``, ``"logit"``, or a callable ``(model, batch) -> (value [b], tokens [b])``; ``value [b,
+    columns]`` differentiates several scalars of one forward pass, each with a backward of its own.
     ``logit``, with ``of="logit"``: None = the logit of the row's own label (summed over labelled positions in a
     language model); an int = that class or vocabulary entry at the same places; a pair ``(k, l)`` = logit k less
     logit l; ``"difference"`` = ``(1, 0)``, for two classes.

@@ -33,12 +33,16 @@ class Collector(Protocol):
 
 @dataclass
 class Piece:
-    """What one forward and backward gave: usually a whole batch, a part of it after running out of memory."""
+    """What one forward and backward gave: usually a whole batch, a part of it after running out of memory.
+
+    A target with several columns gives one piece per column, from one forward and a backward each.
+    """
 
     row_ids: list[RowId]
     loss_sum: Tensor
     tokens: Tensor
     collector: Any
+    column: int = 0
 
 
 class Runner:
@@ -84,7 +88,7 @@ class Runner:
         collector of the larger piece that ran out of memory, else None."""
         for batch in batches:
             inputs, row_ids, weights = self._prepare(batch)
-            yield from self._split(inputs, row_ids, weights, new_collector, None)
+            yield from self._split(inputs, row_ids, weights, new_collector, [])
 
     def _prepare(self, batch: Batch) -> tuple[dict[str, Any], list[RowId], Tensor | None]:
         inputs = dict(batch)
@@ -113,13 +117,19 @@ class Runner:
         row_ids: list[RowId],
         weights: Tensor | None,
         new_collector: Callable[[int, Any], Collector],
-        failed: Any,
+        failed: list[Any],
     ) -> Iterator[Piece]:
         size = len(row_ids)
         if self._largest is None or size <= self._largest:
-            collector = new_collector(size, failed)
+            collectors: list[Collector] = []
+
+            def collector() -> Collector:
+                column = len(collectors)
+                collectors.append(new_collector(size, failed[column] if column < len(failed) else None))
+                return collectors[-1]
+
             try:
-                yield self._run(inputs, row_ids, weights, collector)
+                yield from self._run(inputs, row_ids, weights, collector)
                 return
             except torch.OutOfMemoryError:
                 if size == 1:
@@ -127,7 +137,7 @@ class Runner:
                 reason, self._largest = "out of memory", (size + 1) // 2
             except SharedInput as error:
                 reason, self._largest = str(error), 1
-            failed = collector
+            failed = collectors
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if not self._said:
@@ -144,10 +154,18 @@ class Runner:
                 part, row_ids[rows], None if weights is None else weights[rows], new_collector, failed
             )
 
-    def _run(self, inputs: dict[str, Any], row_ids: list[RowId], weights: Tensor | None, collector: Collector) -> Piece:
+    def _run(
+        self,
+        inputs: dict[str, Any],
+        row_ids: list[RowId],
+        weights: Tensor | None,
+        new_collector: Callable[[], Collector],
+    ) -> list[Piece]:
         with self.capture as capture:
             try:
-                values, tokens = forward_backward(capture, self.target, inputs, weights, self._autocast(), collector)
+                values, tokens, collectors = forward_backward(
+                    capture, self.target, inputs, weights, self._autocast(), new_collector
+                )
             except DataError as error:
                 raise DataError(f"{error} (row ids of the batch: {name_rows(row_ids)})") from None
             if not self._checked:
@@ -158,7 +176,10 @@ class Runner:
                         f"{' ...' if len(never) > 5 else ''}; the gradient of these modules counts as 0",
                         stacklevel=2,
                     )
-        return Piece(row_ids, values.detach().float().cpu(), tokens.cpu(), collector)
+        values, tokens = values.detach().float().cpu(), tokens.cpu()
+        return [
+            Piece(row_ids, values[:, column], tokens, collector, column) for column, collector in enumerate(collectors)
+        ]
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.dtype is None:
@@ -185,20 +206,27 @@ def forward_backward(
     inputs: dict[str, Any],
     weights: Tensor | None,
     precision: contextlib.AbstractContextManager[Any],
-    collector: Collector,
-) -> tuple[Tensor, Tensor]:
-    """One forward and backward; returns the target's ``(value [b], tokens [b])``, not weighted."""
+    new_collector: Callable[[], Collector],
+) -> tuple[Tensor, Tensor, list[Collector]]:
+    """One forward, and a backward for each column of the target.
+
+    Returns the target's values ``[b, columns]``, not weighted, its tokens ``[b]``, and a collector per column.
+    """
     size = batch_size(inputs)
     with capture.forward(size, batch_positions(inputs, size)), precision:
         values, tokens = target(capture.model, inputs)
-        if values.shape != (size,) or tokens.shape != (size,):
+        if values.dim() not in (1, 2) or len(values) != size or tokens.shape != (size,):
             raise DataError(
                 f"gradients: the target returned shapes {list(values.shape)} and {list(tokens.shape)} for {size} rows; "
-                "both must be [batch]"
+                "they must be [batch] or [batch, columns], and [batch]"
             )
-        objective = values.float().sum() if weights is None else values.float() @ weights.to(values.device)
-    capture.backward(objective, collector)
-    return values, tokens
+        values = values.unsqueeze(1) if values.dim() == 1 else values
+        summed = values.float().sum(0) if weights is None else weights.to(values.device) @ values.float()
+    collectors = []
+    for column, objective in enumerate(summed.unbind()):
+        collectors.append(new_collector())
+        capture.backward(objective, collectors[-1], keep_graph=column + 1 < len(summed))
+    return values, tokens, collectors
 
 
 def _look_up(weights: Mapping[Any, float] | Sequence[float] | Tensor, row_ids: list[RowId], start: int) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.gradients import Runner, find_blocks, fit_basis, gram, per_example_gradients, runner
+from hfdataopt.gradients import Runner, find_blocks, fit_basis, gradient_norms, gram, per_example_gradients, runner
 
 MODELS = ["bert-cls", "bert-mlm", "gpt2", "llama"]
 
@@ -246,3 +246,34 @@ def test_gpu_agrees_with_cpu(tools: Any, kind: Any) -> None:
         fit_basis(model, batches, kind="random", floats_per_row=300).hash
         == fit_basis(copy.deepcopy(model).cpu(), batches, kind="random", floats_per_row=300).hash
     )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_target_with_columns_equals_one_target_each(tools: Any, checkpointing: bool) -> None:
+    model, rows = tools.build("bert-cls"), tools.make_rows("bert-cls")
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    batches = tools.batches_of(rows, 3)
+
+    def logits(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        out = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return out, torch.ones(len(out), dtype=torch.long)
+
+    together = list(per_example_gradients(model, batches, of=logits, basis="exact"))
+    for column in range(3):
+        alone = list(
+            per_example_gradients(
+                model, batches, of=lambda m, b, k=column: (logits(m, b)[0][:, k], logits(m, b)[1]), basis="exact"
+            )
+        )
+        mine = [part for part in together if part.column == column]
+        assert tools.close(tools.features(mine), tools.features(alone), 1e-5)
+        assert [part.row_ids for part in mine] == [part.row_ids for part in alone]
+    assert not tools.close(
+        tools.features([p for p in together if p.column == 0]),
+        tools.features([p for p in together if p.column == 1]),
+        1e-2,
+    )
+    with pytest.raises(OptionError, match="one column"):
+        list(gradient_norms(model, batches, of=logits))
