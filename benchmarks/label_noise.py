@@ -33,7 +33,7 @@ from hfdataopt import AttributionCallback, Scorer, get_scorer
 from hfdataopt.attribution.scorer import Result
 from hfdataopt.attribution.view import View
 from hfdataopt.demo.sentences import flip_labels
-from hfdataopt.intervals import mean_interval
+from hfdataopt.statistics import mean_interval
 
 POOL, QUERIES, EPOCHS, RATE, LENGTH = 1000, 500, 4, 5e-5, 64
 MOMENTS = ("begin", "epoch 1", "end")

@@ -5,7 +5,6 @@ of processes, and no tensors of unequal shapes are gathered.
 """
 
 import os
-import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,16 +72,16 @@ class Processes:
         """Call ``function()`` on the main process and give its result to all; an error there is raised on every process."""
         if self.count == 1:
             return function()
-        outcome: Any = None
+        result, error = None, None
         if self.is_main:
             try:
-                outcome = (True, function())
-            except Exception as error:
-                outcome = (False, _sendable(error))
-        succeeded, value = self.broadcast(outcome)
-        if not succeeded:
-            raise value
-        return value
+                result = function()
+            except Exception as raised:
+                error = raised
+        result, sent = self.broadcast((result, _sendable(error)))
+        if error is not None or sent is not None:
+            raise error or sent
+        return result
 
     def shared_folder(self) -> str:
         """A temporary folder that all processes of this machine see; the caller removes it."""
@@ -90,9 +89,7 @@ class Processes:
 
 
 def _sendable(error: Exception | None) -> Exception | None:
-    """The error, or its text where it cannot travel to another process."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return HfDataOptError(f"{type(error).__name__}: {error}")
-    return error
+    """The error as it travels to the other processes: one of ours as it is, any other (which may not survive) as its text."""
+    if error is None or type(error).__module__ == HfDataOptError.__module__:
+        return error
+    return HfDataOptError(f"{type(error).__name__}: {error}")

@@ -6,6 +6,7 @@ several processes the shards are divided among them and read back by all.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +34,7 @@ from hfdataopt.gradients import (
 from hfdataopt.gradients.capture import refuse_reentrant
 from hfdataopt.gradients.engine import name_rows
 from hfdataopt.plugins import host
+from hfdataopt.statistics import rank_correlation
 
 if TYPE_CHECKING:
     from hfdataopt.attribution.run import Moment
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_SHARD = 256
 BASIS_ROWS = 128  # of the pool, and as many of the queries
+PRECISION_ROWS = 32  # of the pool, on which half precision is compared with float32
 SHARE_ROWS = 32  # of each side, on which the kept share of the gradient norm is measured
 
 
@@ -267,6 +270,7 @@ class View:
         engine_dtype = self._engine_dtype(dtype)
         self.facts["precision"] = self.precision(dtype)
         fitted = self._basis(target, of, basis, floats_per_row, layers, engine_dtype, on_nonfinite, seed)
+        self._compare_precision(target, of, layers, engine_dtype)
         rows = self.rows(side)
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
@@ -352,6 +356,7 @@ class View:
             features = self.gradients(side, of=of, target=target, **options)
             return torch.cat([block.square().sum(1) for block in features.blocks()])
         engine = self._engine_options(of, options)
+        self._compare_precision(target, of, options.get("layers"), engine["dtype"])
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
             parts = list(gradient_norms(self.model, self.batches(side, positions), **engine))
@@ -431,6 +436,49 @@ class View:
             "kept_share": fitted.metadata.get("kept_share"),
         }
         return fitted
+
+    def _compare_precision(self, target: str, of: Any, layers: Any, dtype: str | None) -> None:
+        """In half precision: how far inner products of sampled gradients are from those in float32; said and kept."""
+        half_weights = any(parameter.dtype != torch.float32 for parameter in self.model.parameters())
+        if dtype in (None, "float32") or half_weights or target in self.facts.get("half_precision", {}):
+            return
+
+        def first_column(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            values, tokens = of(model, batch)
+            return (values[:, 0] if values.ndim == 2 else values), tokens
+
+        shared = {"of": first_column if callable(of) else of, "layers": layers, "custom_loss": custom_loss}
+
+        def compare() -> dict[str, float] | None:
+            sample = draw(self.pool.ids, PRECISION_ROWS, seed=0)
+            norms = [
+                torch.cat(
+                    [
+                        part.squared_norm
+                        for part in gradient_norms(self.model, self.batches("pool", sample), dtype=name, **shared)
+                    ]
+                )
+                for name in (dtype, "float32")
+            ]
+            usable = torch.isfinite(norms[0]) & torch.isfinite(norms[1])
+            rows = list(self.batches("pool", [position for position, good in zip(sample, usable, strict=True) if good]))
+            if not rows:
+                return None
+            half, full = (gram(self.model, rows, dtype=name, **shared) for name in (dtype, "float32"))
+            distance = float((half - full).norm() / full.norm().clamp_min(1e-300))
+            correlation = rank_correlation(half, full)
+            return {
+                "relative_difference": distance,
+                "rank_correlation": 1.0 if math.isnan(correlation) else correlation,
+            }
+
+        found = self.facts.setdefault("half_precision", {})[target] = self.processes.run_on_main(compare)
+        if found is not None:
+            self.say(
+                f"gradients of the {target} in {dtype}: inner products of {min(PRECISION_ROWS, len(self.pool))} sampled rows differ "
+                f"from float32 by {found['relative_difference']:.2%} (rank correlation {found['rank_correlation']:.3f}); "
+                "dtype='float32' avoids it"
+            )
 
     def _kept_share(self, side: str, basis: Basis, seed: int, shared: dict[str, Any]) -> float | None:
         rows = self.rows(side)

@@ -286,7 +286,7 @@ def _compare(
     task: Task, train: Any, suspicious: list[int], arguments: argparse.Namespace, first: float
 ) -> dict[str, Any]:
     """Held-out accuracy with all rows and without the suspicious ones, paired by seed."""
-    from hfdataopt.intervals import mean_interval
+    from hfdataopt.statistics import mean_interval
 
     kept = task.pool.select(sorted(set(range(len(task.pool))) - set(suspicious)))
     seeds = [arguments.seed + offset for offset in range(arguments.seeds)]

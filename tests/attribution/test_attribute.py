@@ -302,3 +302,15 @@ def test_a_folder_of_another_model_or_basis(tmp_path: Path) -> None:
         attribute(bert(), pool, pool, "tracin", output_dir=tmp_path, basis="random")
     with pytest.raises(StoreError, match=r"pool and queries differ"):
         attribute(bert(), encoded(4, 5), encoded(4, 5), "tracin", output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("basis", ["eigen", "exact"])
+def test_half_precision_is_compared_with_float32(basis, capsys):
+    model, pool, queries = bert(), encoded(24, seed=1), encoded(6, seed=2)
+    exact = attribute(model, pool, queries, "tracin", basis=basis, dtype="float32")
+    assert "half_precision" not in exact.metadata["moments"][0]
+    half = attribute(model, pool, queries, "tracin", basis=basis, dtype="bfloat16")
+    found = half.metadata["moments"][0]["half_precision"]["loss"]
+    assert 0 < found["relative_difference"] < 0.1
+    assert 0.9 < found["rank_correlation"] <= 1
+    assert "rank correlation" in capsys.readouterr().err

@@ -1,7 +1,8 @@
-"""Confidence intervals for a mean over a few seeds."""
+"""Small statistics: a confidence interval for a mean over a few seeds, and Spearman's rank correlation."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 # 97.5 % quantiles of Student's t with 1 to 30 degrees of freedom.
 _T = (
@@ -21,3 +22,13 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     quantile = _T[count - 2] if count - 1 <= len(_T) else 1.96 + 2.4 / (count - 1)
     half = quantile * deviation / math.sqrt(count)
     return mean, mean - half, mean + half
+
+
+def rank_correlation(one: Any, other: Any) -> float:
+    """Spearman's correlation of two tensors of the same shape, taken as one sequence each; ties are ranked in order."""
+    import torch
+
+    ranks = [torch.argsort(torch.argsort(x.flatten(), stable=True), stable=True).double() for x in (one, other)]
+    centred = [rank - rank.mean() for rank in ranks]
+    scale = (centred[0].norm() * centred[1].norm()).item()
+    return float(centred[0] @ centred[1]) / scale if scale else math.nan
