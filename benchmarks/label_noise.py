@@ -35,23 +35,22 @@ from hfdataopt.attribution.view import View
 from hfdataopt.demo.sentences import flip_labels
 from hfdataopt.statistics import mean_interval
 
-POOL, QUERIES, EPOCHS, RATE, LENGTH = 1000, 500, 4, 5e-5, 64
+POOL, QUERIES, EPOCHS, RATE, LENGTH = 1000, 500, 3, 5e-5, 64
 MOMENTS = ("begin", "epoch 1", "end")
 
 # name in the table -> scorer, options, at every moment (else only at the beginning, where its family runs by default)
 SCORERS: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "freeshap (default)": ("freeshap", {}, True),
+    "freeshap (default: eNTK, log-likelihood)": ("freeshap", {}, True),
     "freeshap, hidden state": ("freeshap", {"kernel": "hidden"}, False),
-    "freeshap, eNTK": ("freeshap", {"kernel": "entk"}, False),
-    "freeshap, sum": ("freeshap", {"kernel": "sum"}, False),
-    "freeshap, preset=paper": ("freeshap", {"preset": "paper"}, False),
-    "freeshap, preset=paper, head=model": ("freeshap", {"preset": "paper", "head": "model"}, True),
+    "freeshap, sum of both": ("freeshap", {"kernel": "sum"}, False),
+    "freeshap, utility=margin": ("freeshap", {"utility": "margin"}, False),
     "freeshap, head=model": ("freeshap", {"head": "model"}, True),
-    "label-consistency, out-of-bag": ("label-consistency", {"form": "out-of-bag"}, True),
-    "label-consistency, leave-one-out": ("label-consistency", {"form": "leave-one-out"}, True),
+    "freeshap, preset=paper": ("freeshap", {"preset": "paper"}, False),
+    "freeshap, preset=paper, head=model": ("freeshap", {"preset": "paper", "head": "model"}, False),
+    "label-consistency (default: out-of-bag, eNTK)": ("label-consistency", {}, True),
+    "label-consistency, leave-one-out": ("label-consistency", {"form": "leave-one-out"}, False),
     "label-consistency, hidden state": ("label-consistency", {"kernel": "hidden"}, False),
-    "label-consistency, eNTK": ("label-consistency", {"kernel": "entk"}, False),
-    "label-consistency, sum": ("label-consistency", {"kernel": "sum"}, False),
+    "label-consistency, sum of both": ("label-consistency", {"kernel": "sum"}, False),
     "cv-confidence": ("cv-confidence", {}, True),
     "knn-shapley": ("knn-shapley", {}, True),
     "loo": ("loo", {}, True),
@@ -62,8 +61,6 @@ SCORERS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "self-influence": ("self-influence", {}, True),
     "random": ("random", {}, False),
 }
-
-
 EPOCH_SCORERS = ("tracin", "loss", "grad-norm", "self-influence")
 
 
@@ -209,9 +206,9 @@ def table(document: dict[str, Any]) -> str:
 
 
 PAIRS = (
-    ("freeshap (default)", "freeshap, preset=paper"),
-    ("freeshap (default)", "cv-confidence"),
-    ("label-consistency, out-of-bag", "cv-confidence"),
+    ("freeshap (default: eNTK, log-likelihood)", "freeshap, preset=paper"),
+    ("freeshap (default: eNTK, log-likelihood)", "cv-confidence"),
+    ("label-consistency (default: out-of-bag, eNTK)", "cv-confidence"),
     ("label-consistency, leave-one-out", "cv-confidence"),
 )
 
@@ -221,7 +218,7 @@ def main() -> None:
     parser.add_argument("dataset", nargs="?", choices=("sst2", "trec", "dolly", "rte"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--permutations", type=int, default=200)
+    parser.add_argument("--permutations", type=int, default=100, help="of freeshap (its default is 200)")
     parser.add_argument(
         "--output", type=Path, help="JSON written after each seed; seeds already in it are not run again"
     )

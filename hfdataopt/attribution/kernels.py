@@ -93,11 +93,11 @@ class KernelScorer(GradientScorer):
 
     default_when: ClassVar[Any] = "train_begin"
 
-    kernel: Literal["entk", "hidden", "sum"] = field(default="sum", kw_only=True)
+    kernel: Literal["entk", "hidden", "sum"] = field(default="entk", kw_only=True)
     head: Literal["auto", "probe", "prompt", "model"] = field(default="auto", kw_only=True)
     logit: int | None = field(default=None, kw_only=True)
     per_class: bool = field(default=False, kw_only=True)
-    normalize: bool = field(default=False, kw_only=True)
+    normalize: bool = field(default=True, kw_only=True)
     pooling: Pooling = field(default="auto", kw_only=True)
     layers: str | list[str] | None = field(default="last:2", kw_only=True)
 

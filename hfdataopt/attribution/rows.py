@@ -206,6 +206,17 @@ class Rows:
             chunk = [int(p) for p in positions[start : start + batch_size]]
             yield chunk, self.batch(chunk)
 
+    @functools.cached_property
+    def lengths(self) -> list[int] | None:
+        """Tokens of each row, or None where rows hold no ``input_ids``."""
+        tokens = self.column("input_ids")
+        return None if tokens is None else [len(row) for row in tokens]
+
+    def by_length(self, positions: Sequence[int]) -> list[int]:
+        """These positions, shortest row first, so that batches hold little padding; in order where lengths are unknown."""
+        lengths = self.lengths
+        return list(positions) if lengths is None else sorted(positions, key=lengths.__getitem__)
+
     def column(self, name: str) -> list[Any] | None:
         """One column of the dataset as a list, or None where there is no such column."""
         columns = getattr(self.source, "column_names", None)

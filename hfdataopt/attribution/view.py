@@ -71,6 +71,12 @@ class GradientFeatures(NamedTuple):
         return torch.cat(list(self.blocks()))
 
 
+def _in_order(values: torch.Tensor, order: list[int], positions: list[int]) -> torch.Tensor:
+    """Values of the rows in ``order`` as values of the rows in ``positions``."""
+    where = {position: place for place, position in enumerate(order)}
+    return values[[where[position] for position in positions]]
+
+
 def _tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
@@ -175,9 +181,10 @@ class View:
         """``function(batch) -> [b, ...]`` for all rows of a side: ``[rows, ...]`` float32 on the CPU, kept as ``what``."""
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
+            order = self.rows(side).by_length(positions)
             with torch.no_grad(), self._autocast(dtype):
-                parts = [function(batch).detach().float().cpu() for batch in self.batches(side, positions)]
-            return {"values": torch.cat(parts)}
+                parts = [function(batch).detach().float().cpu() for batch in self.batches(side, order)]
+            return {"values": _in_order(torch.cat(parts), order, positions)}
 
         manifest = {"kind": what, "dtype": self.precision(dtype), **(manifest or {})}
         return _tensor(self._sharded(side, what, manifest, shard)["values"])
@@ -278,7 +285,7 @@ class View:
             parts = list(
                 per_example_gradients(
                     self.model,
-                    self.batches(side, positions),
+                    self.batches(side, rows.by_length(positions)),
                     of=of,
                     basis=fitted,
                     layers=layers,
@@ -359,10 +366,12 @@ class View:
         self._compare_precision(target, of, options.get("layers"), engine["dtype"])
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
-            parts = list(gradient_norms(self.model, self.batches(side, positions), **engine))
+            order = self.rows(side).by_length(positions)
+            parts = list(gradient_norms(self.model, self.batches(side, order), **engine))
             norms = torch.cat([part.squared_norm for part in parts])
             losses = torch.cat([part.loss_sum for part in parts])
-            return {"values": torch.where(torch.isfinite(losses), norms, torch.full_like(norms, float("nan")))}
+            norms = torch.where(torch.isfinite(losses), norms, torch.full_like(norms, float("nan")))
+            return {"values": _in_order(norms, order, positions)}
 
         manifest = {
             "kind": "norms",

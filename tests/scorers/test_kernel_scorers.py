@@ -14,7 +14,7 @@ from hfdataopt.shapley import loo_ridge, prefix_predictions_reference, shapley_v
 
 from ..tiny import ANSWERS, WORDS, bert, cloze, gpt2, masked_lm, mean_hidden, questions, row_batch, row_gradient
 
-EXACT: dict[str, Any] = {"basis": "exact", "batch_size": 4}
+EXACT: dict[str, Any] = {"basis": "exact", "batch_size": 4, "kernel": "sum", "normalize": False}
 
 
 def scaled(pool: torch.Tensor, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,7 +29,7 @@ def body_layers(model: Any) -> list[str]:
 
 
 def hand_built(model: Any, pool: Any, queries: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The default kernel of a binary task: hidden states plus eNTK of a probe's logit difference."""
+    """The kernel ``sum`` of a binary task: hidden states plus eNTK of a probe's logit difference."""
     hidden = [mean_hidden(model, data) for data in (pool, queries)]
     probe = fit_linear_probe(hidden[0].float(), torch.tensor(pool["label"][:]), 2)
     weight, bias = probe.weight[1] - probe.weight[0], probe.bias[1] - probe.bias[0]
@@ -71,7 +71,7 @@ def predict(kernel: torch.Tensor, cross: torch.Tensor, labels: Any, rows: list[i
 
 def test_freeshap_equals_the_engine_on_the_hand_built_kernel(task: Any, pool: Any, queries: Any) -> None:
     model, kernel, cross, labels, asked = task
-    options: dict[str, Any] = {"permutations": 30, "seed": 1, "ridge": 0.1}
+    options: dict[str, Any] = {"permutations": 30, "seed": 1, "ridge": 0.1, "utility": "margin"}
     scores = attribute(model, pool, queries, "freeshap", per_query=True, **options, **EXACT)
     expected = shapley_values(kernel, cross, labels, asked, per_query=True, **options)
     np.testing.assert_allclose(scores.values, expected.values, atol=2e-4)
@@ -81,7 +81,7 @@ def test_freeshap_equals_the_engine_on_the_hand_built_kernel(task: Any, pool: An
 
 def test_freeshap_adds_up(task: Any, pool: Any, queries: Any) -> None:
     model, kernel, cross, labels, asked = task
-    scores = attribute(model, pool, queries, "freeshap", permutations=3, ridge=0.1, **EXACT)
+    scores = attribute(model, pool, queries, "freeshap", permutations=3, ridge=0.1, utility="margin", **EXACT)
     facts = scores.metadata["moments"][0]
     full = margin(predict(kernel, cross, labels, list(range(15)), 0.1), asked).mean()
     assert scores.values.sum() == pytest.approx(facts["full_utility"] - facts["empty_utility"], abs=1e-9)
