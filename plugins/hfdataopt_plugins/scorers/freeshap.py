@@ -92,7 +92,7 @@ class FreeShap(KernelScorer):
                 workers=self.workers,
                 preset=self.preset,
                 on_not_positive_definite=self.on_not_positive_definite,
-                output_dir=None if view.folder is None else view.folder / f"permutations-{_digest(task)}",
+                output_dir=None if view.folder is None else view.folder / f"permutations-{self._key(task)}",
             )
         )
         rows = len(view.pool)
@@ -109,10 +109,20 @@ class FreeShap(KernelScorer):
             },
         )
 
-
-def _digest(task: TaskKernel) -> str:
-    """Of the kernel's bits: another number of BLAS threads gives others, and then the permutations start anew."""
-    return hashlib.sha256(task.kernel.numpy().tobytes()).hexdigest()[:8]
+    def _key(self, task: TaskKernel) -> str:
+        """Of the kernel's bits and the options: another number of BLAS threads gives other bits, and then a new folder."""
+        utility = self.utility if isinstance(self.utility, str) else getattr(self.utility, "__qualname__", "callable")
+        options = (
+            utility,
+            self.ridge,
+            self.truncation,
+            self.weights,
+            self.beta,
+            self.per_query,
+            self.preset,
+            self.seed,
+        )
+        return hashlib.sha256(task.kernel.numpy().tobytes() + repr(options).encode()).hexdigest()[:8]
 
 
 @hookimpl
