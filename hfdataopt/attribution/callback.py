@@ -103,6 +103,10 @@ class AttributionCallback(TrainerCallback):
                     )
                 self._observe(args, state, kwargs)
             self._finish(args, state)
+        elif run.pending is not None and self.when in ("epoch", "save"):
+            # The process was stopped while scoring this checkpoint, whose event does not come again.
+            if run.pending.step not in {moment.step for moment, _, _ in run.results}:
+                run.observe(model, run.pending, kwargs.get("optimizer"))
         elif state.global_step > 0 and not run.results and self.when in ("epoch", "save") and run.processes.is_main:
             say(
                 f"{self.scorer.name}: training resumes at step {state.global_step}, but {run.folder} holds no earlier moment; "

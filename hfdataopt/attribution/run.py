@@ -2,7 +2,7 @@
 
 Layout of a run's folder::
 
-    run.json                         scorer, options, fingerprints of pool and queries, the moments so far
+    run.json                         scorer, options, fingerprints of pool and queries, the moments so far, and the one under way
     learning_rates.jsonl             one line per optimizer step, for sums over checkpoints
     step-000120-1f0c2a9b/            one moment: step and a hash of the weights
         result.safetensors, result.json
@@ -80,6 +80,7 @@ class ScoringRun:
         self.replace = replace
         self.processes = Processes.current()
         self.results: list[tuple[Moment, str, Result]] = []
+        self.pending: Moment | None = None  # the moment that an earlier process was scoring when it was stopped
         self.seconds = 0.0
         self._document = {
             "scorer": scorer.name,
@@ -101,12 +102,13 @@ class ScoringRun:
         if self.folder is None:
             return
         self.processes.run_on_main(lambda: self._prepare_folder(resumed_step))
-        for entry in self.processes.run_on_main(self._recorded):
+        recorded = self.processes.run_on_main(self._recorded)
+        for entry in recorded["moments"]:
             result = self._load_result(self.folder / entry["folder"])
             if result is not None:
-                self.results.append(
-                    (Moment(entry["step"], entry["learning_rate"], entry["epoch"]), entry["weights"], result)
-                )
+                self.results.append((_moment_of(entry), entry["weights"], result))
+        if recorded["pending"] is not None:
+            self.pending = _moment_of(recorded["pending"])
 
     def _prepare_folder(self, resumed_step: int) -> None:
         assert self.folder is not None
@@ -128,19 +130,23 @@ class ScoringRun:
                     )
                     shutil.rmtree(self.folder)
                     self.folder.mkdir(parents=True)
-            moments = [entry for entry in self._recorded() if entry["step"] <= resumed_step]
+            recorded = self._recorded()
+            moments = [entry for entry in recorded["moments"] if entry["step"] <= resumed_step]
             if resumed_step == 0:
                 moments = [entry for entry in moments if entry["step"] == 0 and self.scorer_runs_at_start]
-            self._write_json(file, {**self._document, "moments": moments})
+            pending = recorded["pending"] if (recorded["pending"] or {}).get("step") == resumed_step > 0 else None
+            self._write_json(file, {**self._document, "moments": moments, "pending": pending})
         except (OSError, json.JSONDecodeError) as error:
             raise StoreError(f"{self.scorer.name}: the folder {str(self.folder)!r} cannot be used: {error}") from error
 
     scorer_runs_at_start = False
 
-    def _recorded(self) -> list[dict[str, Any]]:
+    def _recorded(self) -> dict[str, Any]:
+        """The finished moments in ``run.json`` and the pending one, or None."""
         assert self.folder is not None
         file = self.folder / "run.json"
-        return json.loads(file.read_text()).get("moments", []) if file.is_file() else []
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        return {"moments": found.get("moments", []), "pending": found.get("pending")}
 
     def _write_json(self, file: Path, document: Any) -> None:
         try:
@@ -198,6 +204,8 @@ class ScoringRun:
     def observe(self, model: Any, moment: Moment, optimizer: Any = None) -> Result:
         """Score at this moment; a result already on disk for the same weights is taken instead."""
         started = time.monotonic()
+        if self.folder is not None:
+            self.processes.run_on_main(lambda: self._record_moments(moment))
         weights = weights_hash(model)
         with self._folder_of(moment, weights) as folder:
             # The main process looks, for all: another might already see what it saves a little later.
@@ -222,13 +230,14 @@ class ScoringRun:
             self.processes.run_on_main(lambda: self._save_result(folder, result))
         return result
 
-    def _record_moments(self) -> None:
+    def _record_moments(self, pending: Moment | None = None) -> None:
         assert self.folder is not None
         moments = [
             {**dataclasses.asdict(moment), "weights": weights, "folder": _moment_folder(moment, weights)}
             for moment, weights, _ in self.results
         ]
-        self._write_json(self.folder / "run.json", {**self._document, "moments": moments})
+        under_way = None if pending is None else dataclasses.asdict(pending)
+        self._write_json(self.folder / "run.json", {**self._document, "moments": moments, "pending": under_way})
 
     def _save_result(self, folder: Path, result: Result) -> None:
         arrays = {
@@ -309,6 +318,10 @@ class ScoringRun:
             where = f"; saved in {self.folder}" if self.folder is not None else ""
             say(f"{scores}; {len(results)} moment{'s' * (len(results) > 1)}, {self.seconds:.1f} s{where}")
         return scores
+
+
+def _moment_of(entry: dict[str, Any]) -> Moment:
+    return Moment(entry["step"], entry["learning_rate"], entry["epoch"])
 
 
 def _moment_folder(moment: Moment, weights: str) -> str:

@@ -148,6 +148,47 @@ def test_a_resumed_training_ends_with_the_same_scores(tmp_path: Path, name: str,
     np.testing.assert_allclose(*rates)
 
 
+@pytest.mark.parametrize(
+    ("name", "when", "saves", "kill_at"),
+    [
+        ("loss", "save", {"save_strategy": "steps", "save_steps": 2}, 4),
+        ("loss", "save", {"save_strategy": "epoch"}, 6),
+        ("tracin", "epoch", {"save_strategy": "steps", "save_steps": 3}, 6),
+        ("tracin", "epoch", {"save_strategy": "epoch"}, 6),
+        ("loo", "save", {"save_strategy": "steps", "save_steps": 9}, 9),
+        ("loo", "train_end", {"save_strategy": "steps", "save_steps": 3}, 9),
+    ],
+)
+def test_a_moment_killed_while_scoring_is_made_up_for(
+    tmp_path: Path, monkeypatch: Any, name: str, when: Any, saves: Any, kill_at: int
+) -> None:
+    queries = encoded(5, seed=7)
+    undisturbed = AttributionCallback(name, queries=queries, when=when)
+    training(tmp_path / "a", undisturbed, **saves).train()
+    killed = AttributionCallback(name, queries=queries, when=when)
+    score = type(killed.scorer).score
+
+    def stop(self: Any, view: Any) -> Any:
+        if view.moment.step == kill_at:
+            raise KeyboardInterrupt
+        return score(self, view)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(killed.scorer), "score", stop)
+        with pytest.raises(KeyboardInterrupt):
+            training(tmp_path / "b", killed, **saves).train()
+    resumed = AttributionCallback(name, queries=queries, when=when)
+    training(tmp_path / "b", resumed, **saves).train(resume_from_checkpoint=True)
+    assert undisturbed.scores is not None
+    assert resumed.scores is not None
+    np.testing.assert_array_equal(resumed.scores.values, undisturbed.scores.values)
+    moments = [
+        [(m["step"], m["epoch"], m["learning_rate"]) for m in s.metadata["moments"]]
+        for s in (undisturbed.scores, resumed.scores)
+    ]
+    assert moments[0] == moments[1]
+
+
 def test_a_training_resumed_without_earlier_scores_says_so(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         training(tmp_path, Crash()).train()
