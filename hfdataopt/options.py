@@ -39,6 +39,31 @@ def check_options(component: Any) -> None:
             )
 
 
+def check_range(
+    component: Any,
+    option: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raise :class:`OptionError` unless the option is a finite number in the range, or several; None and words pass."""
+    value = getattr(component, option)
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if number is None or isinstance(number, str):
+            continue
+        if (
+            not math.isfinite(number)
+            or (at_least is not None and number < at_least)
+            or (above is not None and number <= above)
+            or (below is not None and number >= below)
+        ):
+            limits = {"at least": at_least, "above": above, "below": below}
+            wanted = " and ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
+            who = getattr(type(component), "name", type(component).__name__)
+            raise OptionError(f"{who}: {option}={value!r} must be {wanted}")
+
+
 def _allows(hint: Any, value: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from hfdataopt.errors import DataError
-from hfdataopt.options import check_options
+from hfdataopt.options import check_options, check_range
 
 if TYPE_CHECKING:
     import torch
@@ -146,8 +146,13 @@ class GradientScorer(Scorer):
     on_nonfinite: Literal["error", "skip"] = field(default="error", kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "floats_per_row", at_least=1)
+        check_range(self, "seed", at_least=0)
+
     def check(self, view: "View") -> None:
-        view.check_gradients(self.layers)
+        view.check_gradients(self.layers, None if self.basis == "exact" else self.floats_per_row)
         view.check_labels()
 
     def gradient_options(self) -> dict[str, Any]:

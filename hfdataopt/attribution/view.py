@@ -19,7 +19,7 @@ from hfdataopt.attribution.quiet import reseed
 from hfdataopt.attribution.rows import Rows, draw
 from hfdataopt.attribution.task import Pooling, check_targets, pooled_features
 from hfdataopt.console import say
-from hfdataopt.errors import DataError
+from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients import (
     Basis,
     GradientStore,
@@ -248,9 +248,14 @@ class View:
             if rows is not None:
                 check_targets(self.model, rows, self.name, self.batch_size)
 
-    def check_gradients(self, layers: Any) -> None:
-        """Raise what can be known before training: no layer selected, reentrant checkpointing."""
-        find_blocks(self.model, layers)
+    def check_gradients(self, layers: Any, floats_per_row: int | None = None) -> None:
+        """Raise what can be known before training: no layer selected, fewer floats than layers, reentrant checkpointing."""
+        blocks = find_blocks(self.model, layers)
+        if floats_per_row is not None and floats_per_row < len(blocks):
+            raise OptionError(
+                f"{self.name}: floats_per_row={floats_per_row} is less than one float for each of the {len(blocks)} layers; "
+                "raise it, or choose fewer layers"
+            )
         refuse_reentrant(dict(self.model.named_modules()))
 
     def gradients(

@@ -152,7 +152,15 @@ def test_paper_preset_is_the_paper(pool: Any, queries: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"utility": "log-likelihood"}, {"ridge": 0.5}, {"truncation": 0.2}, {"logit": 1}, {"kernel": "hidden"}]
+    "options",
+    [
+        {"utility": "margin"},
+        {"ridge": 0.5},
+        {"truncation": 0.2},
+        {"logit": 1},
+        {"kernel": "hidden"},
+        {"per_class": True},
+    ],
 )
 def test_paper_preset_refuses_other_settings(options: dict[str, Any]) -> None:
     (name,) = options

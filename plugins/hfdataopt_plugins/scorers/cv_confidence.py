@@ -12,6 +12,7 @@ from hfdataopt.attribution.scorer import Result, Scorer
 from hfdataopt.attribution.task import Pooling, read_labels
 from hfdataopt.attribution.view import View
 from hfdataopt.hookspecs import hookimpl
+from hfdataopt.options import check_range
 
 
 @dataclass
@@ -33,6 +34,12 @@ class CvConfidence(Scorer):
     l2: float = 1e-2
     pooling: Pooling = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "folds", at_least=2)
+        check_range(self, "l2", at_least=0)
+        check_range(self, "seed", at_least=0)
 
     def check(self, view: View) -> None:
         read_labels(view.model, view.pool, None, self.name)

@@ -14,9 +14,18 @@ from hfdataopt.attribution.scorer import Result
 from hfdataopt.attribution.view import View
 from hfdataopt.errors import OptionError
 from hfdataopt.hookspecs import hookimpl
+from hfdataopt.options import check_range
 from hfdataopt.shapley import shapley_values
 
-PAPER = {"utility": "accuracy", "ridge": 1e-6, "truncation": 0.05, "logit": 0, "kernel": "entk", "normalize": False}
+PAPER = {
+    "utility": "accuracy",
+    "ridge": 1e-6,
+    "truncation": 0.05,
+    "logit": 0,
+    "per_class": False,
+    "kernel": "entk",
+    "normalize": False,
+}
 
 
 @dataclass
@@ -64,8 +73,12 @@ class FreeShap(KernelScorer):
                     )
                 setattr(self, option, value)
         super().__post_init__()
-        if self.permutations < 1:
-            raise OptionError(f"{self.name}: permutations={self.permutations} must be at least 1")
+        check_range(self, "permutations", at_least=1)
+        check_range(self, "ridge", at_least=0)
+        check_range(self, "truncation", above=0, below=1)
+        check_range(self, "tolerance", above=0)
+        check_range(self, "beta", above=0)
+        check_range(self, "workers", at_least=1)
         if self.weights == "banzhaf" and self.truncation is not None:
             raise OptionError(
                 f"{self.name}: truncation={self.truncation} biases Banzhaf values, whose weight lies on large prefixes; drop it"

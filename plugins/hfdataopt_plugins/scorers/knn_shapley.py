@@ -12,8 +12,8 @@ import torch
 from hfdataopt.attribution.scorer import Result, Scorer
 from hfdataopt.attribution.task import Pooling, read_labels
 from hfdataopt.attribution.view import View
-from hfdataopt.errors import OptionError
 from hfdataopt.hookspecs import hookimpl
+from hfdataopt.options import check_range
 from hfdataopt.shapley import knn_shapley
 
 
@@ -36,8 +36,7 @@ class KnnShapley(Scorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k < 1:
-            raise OptionError(f"{self.name}: k={self.k} must be at least 1")
+        check_range(self, "k", at_least=1)
 
     def check(self, view: View) -> None:
         read_labels(view.model, view.pool, view.queries, self.name)

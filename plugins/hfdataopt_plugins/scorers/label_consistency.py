@@ -12,6 +12,7 @@ from hfdataopt.attribution.kernels import KernelScorer
 from hfdataopt.attribution.scorer import Result
 from hfdataopt.attribution.view import View
 from hfdataopt.hookspecs import hookimpl
+from hfdataopt.options import check_range
 from hfdataopt.shapley import leave_one_out_margin, out_of_bag_margin
 
 
@@ -32,6 +33,11 @@ class LabelConsistency(KernelScorer):
     form: Literal["out-of-bag", "leave-one-out"] = "out-of-bag"
     permutations: int = 20
     ridge: float | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "permutations", at_least=1)
+        check_range(self, "ridge", at_least=0)
 
     def score(self, view: View) -> Result:
         task = self.build(view)

@@ -8,6 +8,7 @@ from hfdataopt.attribution.kernels import KernelScorer
 from hfdataopt.attribution.scorer import Result
 from hfdataopt.attribution.view import View
 from hfdataopt.hookspecs import hookimpl
+from hfdataopt.options import check_range
 from hfdataopt.shapley import loo
 
 
@@ -25,6 +26,10 @@ class LeaveOneOut(KernelScorer):
 
     utility: Literal["margin", "accuracy", "log-likelihood"] = "margin"
     ridge: float | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "ridge", at_least=0)
 
     def score(self, view: View) -> Result:
         task = self.build(view)

@@ -10,6 +10,7 @@ import torch
 from hfdataopt.attribution.scorer import Scorer
 from hfdataopt.attribution.view import View
 from hfdataopt.hookspecs import hookimpl
+from hfdataopt.options import check_range
 
 
 @dataclass
@@ -22,6 +23,10 @@ class Random(Scorer):
     needs_queries: ClassVar[bool] = False
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "seed", at_least=0)
 
     def score(self, view: View) -> torch.Tensor:
         digests = [hashlib.sha256(f"{self.seed}:{value!r}".encode()).digest() for value in view.pool.ids]

@@ -13,8 +13,8 @@ import torch
 from hfdataopt.attribution.scorer import Result, Scorer
 from hfdataopt.attribution.task import Pooling, model_head, prompt_head, read_labels
 from hfdataopt.attribution.view import View
-from hfdataopt.errors import OptionError
 from hfdataopt.hookspecs import hookimpl
+from hfdataopt.options import check_range
 
 
 @dataclass
@@ -36,10 +36,7 @@ class Representer(Scorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.l2 > 0:
-            raise OptionError(
-                f"{self.name}: l2={self.l2} must be above 0: without a penalty there is no representer theorem"
-            )
+        check_range(self, "l2", above=0)  # without a penalty there is no representer theorem
 
     def check(self, view: View) -> None:
         read_labels(view.model, view.pool, view.queries, self.name)
