@@ -33,7 +33,7 @@ from hfdataopt.attribution.scores import Scores
 from hfdataopt.attribution.view import View
 from hfdataopt.console import say
 from hfdataopt.errors import StoreError
-from hfdataopt.gradients import weights_hash
+from hfdataopt.gradients import MemoryLimit, weights_hash
 from hfdataopt.plugins import host
 
 EXPLAIN_TOKENS = 20_000_000  # input_ids kept beside the scores for `explain`, at most (80 MB)
@@ -81,6 +81,7 @@ class ScoringRun:
         self.processes = Processes.current()
         self.results: list[tuple[Moment, str, Result]] = []
         self.pending: Moment | None = None  # the moment that an earlier process was scoring when it was stopped
+        self.memory = MemoryLimit()
         self.seconds = 0.0
         self._document = {
             "scorer": scorer.name,
@@ -194,6 +195,7 @@ class ScoringRun:
             processes=self.processes,
             name=self.scorer.name,
             weights=weights,
+            memory=self.memory,
         )
 
     def check(self, model: Any) -> None:

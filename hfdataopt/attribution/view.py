@@ -23,6 +23,7 @@ from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients import (
     Basis,
     GradientStore,
+    MemoryLimit,
     find_blocks,
     fit_basis,
     gradient_norms,
@@ -96,6 +97,7 @@ class View:
         optimizer: the live optimizer, a :class:`Checkpoint`, or None.
         folder: where this moment's shards are kept, or None.
         facts: JSON-serialisable facts that go into the metadata of the scores.
+        memory: the batch size that fitted into memory, where ``batch_size`` did not.
     """
 
     def __init__(
@@ -113,12 +115,14 @@ class View:
         processes: Processes,
         name: str,
         weights: str | None = None,
+        memory: MemoryLimit | None = None,
     ):
         self.model, self.pool, self.queries = model, pool, queries
         self.moment, self.optimizer, self.folder = moment, optimizer, folder
         self.batch_size, self.processing_class, self.autocast = batch_size, processing_class, autocast
         self.processes, self.name = processes, name
         self.facts: dict[str, Any] = {"precision": self.precision()}
+        self.memory = memory or MemoryLimit()
         self._weights = weights
         self._bases: dict[str, Basis] = {}
 
@@ -183,11 +187,30 @@ class View:
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
             order = self.rows(side).by_length(positions)
             with torch.no_grad(), self._autocast(dtype):
-                parts = [function(batch).detach().float().cpu() for batch in self.batches(side, order)]
+                parts = list(self._forward(side, order, function))
             return {"values": _in_order(torch.cat(parts), order, positions)}
 
         manifest = {"kind": what, "dtype": self.precision(dtype), **(manifest or {})}
         return _tensor(self._sharded(side, what, manifest, shard)["values"])
+
+    def _forward(
+        self, side: str, positions: list[int], function: Callable[[dict[str, Any]], torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """``function`` of every batch, in order; batches that do not fit into memory are halved."""
+        start = 0
+        while start < len(positions):
+            part = positions[start : start + min(self.batch_size, self.memory.rows or self.batch_size)]
+            result = None
+            try:
+                (batch,) = self.batches(side, part)
+                result = function(batch).detach().float().cpu()
+            except torch.OutOfMemoryError:
+                batch = None  # what the failed batch holds is freed before a smaller one is tried
+            if result is None:
+                self.memory.shrink(len(part), [self.rows(side).ids[position] for position in part], self.name)
+                continue
+            yield result
+            start += len(part)
 
     def pointwise(
         self,
@@ -297,6 +320,7 @@ class View:
                     dtype=engine_dtype,
                     on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
                     custom_loss=custom_loss,
+                    memory=self.memory,
                 )
             )
             columns = 1 + max(part.column for part in parts)
@@ -396,6 +420,7 @@ class View:
             "layers": options.get("layers"),
             "dtype": self._engine_dtype(options.get("dtype")),
             "custom_loss": custom_loss,
+            "memory": self.memory,
         }
 
     def _basis(
@@ -425,7 +450,13 @@ class View:
                 for side in sides
                 for batch in self.batches(side, draw(self.rows(side).ids, BASIS_ROWS, seed))
             ]
-            shared: dict[str, Any] = {"of": of, "layers": layers, "dtype": dtype, "custom_loss": custom_loss}
+            shared: dict[str, Any] = {
+                "of": of,
+                "layers": layers,
+                "dtype": dtype,
+                "custom_loss": custom_loss,
+                "memory": self.memory,
+            }
             basis = fit_basis(
                 self.model,
                 sample,
@@ -461,7 +492,12 @@ class View:
             values, tokens = of(model, batch)
             return (values[:, 0] if values.ndim == 2 else values), tokens
 
-        shared = {"of": first_column if callable(of) else of, "layers": layers, "custom_loss": custom_loss}
+        shared: dict[str, Any] = {
+            "of": first_column if callable(of) else of,
+            "layers": layers,
+            "custom_loss": custom_loss,
+            "memory": self.memory,
+        }
 
         def compare() -> dict[str, float] | None:
             sample = draw(self.pool.ids, PRECISION_ROWS, seed=0)

@@ -19,7 +19,7 @@ from hfdataopt.gradients.engine import ExampleGradients, per_example_gradients
 from hfdataopt.gradients.exact import ExampleNorms, gradient_norms, gram
 from hfdataopt.gradients.fit import fit_basis, kept_share
 from hfdataopt.gradients.losses import find_task, make_target, per_example_loss
-from hfdataopt.gradients.runner import Runner
+from hfdataopt.gradients.runner import MemoryLimit, Runner
 from hfdataopt.gradients.store import GradientStore, ShardedArray, weights_hash
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ExampleGradients",
     "ExampleNorms",
     "GradientStore",
+    "MemoryLimit",
     "Runner",
     "ShardedArray",
     "check_layers",

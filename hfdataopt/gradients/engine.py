@@ -16,7 +16,7 @@ from hfdataopt.gradients.capture import Captured
 from hfdataopt.gradients.fit import fit_basis
 from hfdataopt.gradients.losses import CustomLoss, Logit, Target
 from hfdataopt.gradients.precondition import Precondition, preconditioned
-from hfdataopt.gradients.runner import OnNonfinite, Piece, Runner, Weights
+from hfdataopt.gradients.runner import MemoryLimit, OnNonfinite, Piece, Runner, Weights
 
 
 @dataclass
@@ -51,6 +51,7 @@ def per_example_gradients(
     dtype: str | torch.dtype | None = None,
     on_nonfinite: OnNonfinite = "error",
     custom_loss: CustomLoss | None = None,
+    memory: MemoryLimit | None = None,
 ) -> Iterator[ExampleGradients]:
     """Gradient features of every row, batch by batch.
 
@@ -67,14 +68,18 @@ def per_example_gradients(
     sample and of the random basis.
     ``dtype``: ``"float32"``, ``"bfloat16"`` or ``"float16"`` for forward and backward; None leaves the caller's
     autocast in force. Sums and projections are float32.
-    ``on_nonfinite``: what to do with a row whose gradient or loss is not finite.
+    ``on_nonfinite``: what to do with a row whose gradient or loss is not finite. ``memory``: shared by several calls on one
+    model, it keeps the batch size that fits into memory.
 
     Yields one :class:`ExampleGradients` per batch (and column of the target), or per part of a batch where memory did not
     suffice for all of it.
     """
     if on_nonfinite not in ("error", "skip"):
         raise OptionError(f"on_nonfinite={on_nonfinite!r} arrived; it must be 'error' or 'skip'")
-    runner = Runner(model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss)
+    memory = memory or MemoryLimit()
+    runner = Runner(
+        model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss, memory=memory
+    )
     if isinstance(basis, Basis):
         basis.check(runner.blocks)
     elif basis not in KINDS:
@@ -104,6 +109,7 @@ def per_example_gradients(
                 precondition=precondition,
                 on_nonfinite=on_nonfinite,
                 custom_loss=custom_loss,
+                memory=memory,
             )
 
         def collector(size: int, failed: Any) -> _Features:

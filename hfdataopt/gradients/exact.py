@@ -19,7 +19,7 @@ from hfdataopt.gradients.capture import Captured, complete
 from hfdataopt.gradients.factors import Uses, finite_rows, materialise, pair_products, squared_norms
 from hfdataopt.gradients.losses import CustomLoss, Logit, Target
 from hfdataopt.gradients.precondition import Precondition, preconditioned
-from hfdataopt.gradients.runner import Piece, Runner, Weights
+from hfdataopt.gradients.runner import MemoryLimit, Piece, Runner, Weights
 
 
 def gram(
@@ -34,6 +34,7 @@ def gram(
     precondition: Precondition = None,
     dtype: str | torch.dtype | None = None,
     custom_loss: CustomLoss | None = None,
+    memory: MemoryLimit | None = None,
     memory_bytes: int = 2**30,
 ) -> Tensor:
     """Dot products ``<G_i, G_j>`` of the gradients of all rows with those of all columns: ``[n, m]`` float64 on the
@@ -54,7 +55,9 @@ def gram(
     if isinstance(weights, Sequence | Tensor):
         raise OptionError("gram takes weights by row id (a mapping) or from the batch key 'weights'")
 
-    runner = Runner(model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss)
+    runner = Runner(
+        model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss, memory=memory
+    )
     chunks = _chunks(runner.blocks, rows if columns is None else columns, memory_bytes)
     parts = []
     for chunk in chunks:
@@ -98,12 +101,15 @@ def gradient_norms(
     precondition: Precondition = None,
     dtype: str | torch.dtype | None = None,
     custom_loss: CustomLoss | None = None,
+    memory: MemoryLimit | None = None,
 ) -> Iterator[ExampleNorms]:
     """Squared norm of every row's gradient over the tracked layers, batch by batch, without storing gradients.
 
     Not finite where the gradient is not. Options as in :func:`hfdataopt.gradients.per_example_gradients`.
     """
-    runner = Runner(model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss)
+    runner = Runner(
+        model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss, memory=memory
+    )
     for piece in runner.pieces(batches, lambda size, failed: _Norms(size, precondition)):
         _one_column(piece)
         yield ExampleNorms(piece.row_ids, piece.collector.total, piece.loss_sum, piece.tokens)

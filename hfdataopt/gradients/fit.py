@@ -22,7 +22,7 @@ from hfdataopt.gradients.capture import Captured, complete
 from hfdataopt.gradients.factors import finite_rows, is_index, squared_norms, used_positions
 from hfdataopt.gradients.losses import CustomLoss, Logit, Target
 from hfdataopt.gradients.precondition import Precondition, preconditioned
-from hfdataopt.gradients.runner import OnNonfinite, Runner, Weights
+from hfdataopt.gradients.runner import MemoryLimit, OnNonfinite, Runner, Weights
 
 # A side longer than this (a vocabulary) gets coordinates instead of eigenvectors: no [size, size] matrix is made.
 LONGEST_SIDE = 16384
@@ -46,6 +46,7 @@ def fit_basis(
     precondition: Precondition = None,
     on_nonfinite: OnNonfinite = "error",
     custom_loss: CustomLoss | None = None,
+    memory: MemoryLimit | None = None,
 ) -> Basis:
     """A basis for the gradients of ``model``.
 
@@ -59,7 +60,9 @@ def fit_basis(
     """
     if kind not in KINDS:
         raise OptionError(f"kind={kind!r} arrived; it must be one of {', '.join(KINDS)}")
-    runner = Runner(model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss)
+    runner = Runner(
+        model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss, memory=memory
+    )
     blocks = runner.blocks
     if kind == "exact" or sum(block.size for block in blocks) <= floats_per_row:
         return Basis.exact(blocks)
@@ -109,6 +112,7 @@ def kept_share(
     weights: Weights = None,
     precondition: Precondition = None,
     custom_loss: CustomLoss | None = None,
+    memory: MemoryLimit | None = None,
     name: str = "rows",
 ) -> float:
     """Share of the squared gradient norm that ``basis`` keeps, over a sample of ``batches``: 1 for ``exact``.
@@ -119,7 +123,9 @@ def kept_share(
     """
     if basis.kind == "exact":
         return 1.0
-    runner = Runner(model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss)
+    runner = Runner(
+        model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss, memory=memory
+    )
     basis.check(runner.blocks)
     ids = [row for batch in take_rows(batches, None) for row in batch["row_id"]]
     sample = choose_rows(ids, rows or len(ids), seed=seed, exclude=basis.sample) or choose_rows(

@@ -25,6 +25,29 @@ OnNonfinite = Literal["error", "skip"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@dataclass
+class MemoryLimit:
+    """The largest batch that fitted into memory, None until one did not; shared by runs on the same model, so that only
+    the first of them tries a larger one and says so."""
+
+    rows: int | None = None
+
+    def shrink(self, size: int, row_ids: Sequence[RowId], who: str) -> None:
+        """Take note that ``size`` rows did not fit; ``DataError`` where that was a single row."""
+        if size == 1:
+            raise DataError(
+                f"{who}: row {row_ids[0]!r} alone does not fit into memory; shorten the rows (truncate them when they are "
+                "tokenized), choose fewer layers, or use a device with more memory"
+            )
+        if self.rows is None:
+            warnings.warn(
+                f"{who}: a batch of {size} rows did not run (out of memory); going on with smaller ones", stacklevel=3
+            )
+        self.rows = (size + 1) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
 class Collector(Protocol):
     """Receives the factors of each block of one forward and backward."""
 
@@ -58,6 +81,7 @@ class Runner:
         weights: Weights = None,
         dtype: str | torch.dtype | None = None,
         custom_loss: CustomLoss | None = None,
+        memory: MemoryLimit | None = None,
     ) -> None:
         self.model = unwrap(model)
         self.blocks = find_blocks(model, layers)
@@ -69,8 +93,8 @@ class Runner:
         refuse_reentrant(dict(self.model.named_modules()))
         self._absolute = _absolute_positions(self.model)
         self._seen = 0
-        self._largest: int | None = None
-        self._said = False
+        self._memory = memory or MemoryLimit()
+        self._one_by_one = False  # a module that rows share an input of
         self._checked = False
 
     @property
@@ -120,7 +144,7 @@ class Runner:
         failed: list[Any],
     ) -> Iterator[Piece]:
         size = len(row_ids)
-        if self._largest is None or size <= self._largest:
+        if size <= self._step(size):
             collectors: list[Collector] = []
 
             def collector() -> Collector:
@@ -128,31 +152,32 @@ class Runner:
                 collectors.append(new_collector(size, failed[column] if column < len(failed) else None))
                 return collectors[-1]
 
+            out_of_memory = False
             try:
                 yield from self._run(inputs, row_ids, weights, collector)
                 return
             except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                reason, self._largest = "out of memory", (size + 1) // 2
+                out_of_memory = True  # the tensors that the error holds are freed after this block
             except SharedInput as error:
-                reason, self._largest = str(error), 1
-            failed = collectors
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            if not self._said:
-                self._said = True
+                self._one_by_one = True
                 warnings.warn(
-                    f"gradients: a batch of {size} rows did not run ({reason}); going on with smaller ones",
+                    f"gradients: a batch of {size} rows did not run ({error}); going on with smaller ones",
                     stacklevel=2,
                 )
-        step = self._largest
+            if out_of_memory:
+                self._memory.shrink(size, row_ids, "gradients")
+            failed = collectors
+        step = self._step(size)
         for start in range(0, size, step):
             rows = slice(start, start + step)
             part = {key: x[rows] if is_per_row(x, size) else x for key, x in inputs.items()}
             yield from self._split(
                 part, row_ids[rows], None if weights is None else weights[rows], new_collector, failed
             )
+
+    def _step(self, size: int) -> int:
+        """How many of ``size`` rows to run at once."""
+        return 1 if self._one_by_one else min(size, self._memory.rows or size)
 
     def _run(
         self,
