@@ -10,6 +10,7 @@ from hfdataopt.attribution.prepare import prepare_dataset
 from hfdataopt.attribution.rows import Rows
 from hfdataopt.attribution.run import Moment, ScoringRun
 from hfdataopt.attribution.scores import Scores
+from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients import weights_hash
 
@@ -35,7 +36,8 @@ def attribute(
         queries: validation rows in the same form; None for a scorer that needs none.
         scorer: a name, or a scorer (then options are an error).
         checkpoints: folders, or :class:`Checkpoint`, whose weights are scored one after another and combined as the scorer
-            says (``tracin`` sums them with their learning rates). None scores the model as it is.
+            says (``tracin`` sums them with their learning rates). They are ordered by the steps in their
+            ``trainer_state.json``, or as listed where one of them has none. None scores the model as it is.
         processing_class: the tokenizer; needed for raw text, and for texts in explanations.
         data_collator: default: padding on the right.
         batch_size: rows per forward pass.
@@ -83,16 +85,21 @@ def attribute(
     known = [step for step in steps if step is not None]
     if len(set(known)) != len(known):
         raise OptionError(f"attribute: two checkpoints are of the same step ({known})")
+    in_list_order = len(known) < len(found)  # where one does not tell its step, steps and places must not be mixed
     moments = []
-    for index, checkpoint in enumerate(found):
-        step = steps[index]
+    for index, (checkpoint, step) in enumerate(zip(found, steps, strict=True)):
         previous = max((other for other in known if step is not None and other < step), default=0)
         rate = checkpoint.mean_learning_rate(previous) if weigh else 1.0
-        moments.append(Moment(index if step is None else step, rate))
+        moments.append(Moment(index if in_list_order or step is None else step, rate))
     run.check(model)
     run.open()  # finished moments are found by the hash of their weights
     if chosen.combine == "last":
         latest = max(range(len(found)), key=lambda i: moments[i].step)
+        if len(found) > 1 and run.processes.is_main:
+            order = "last in the list" if in_list_order else f"of the last step, {moments[latest].step}"
+            say(
+                f"{chosen.name}: scores one checkpoint, {found[latest].path!r} ({order}); the other {len(found) - 1} are not used"
+            )
         found, moments = [found[latest]], [moments[latest]]
     for checkpoint, moment in zip(found, moments, strict=True):
         run.observe(load_weights(model, checkpoint), moment, checkpoint)

@@ -16,7 +16,8 @@ class Checkpoint:
         path: the folder.
         learning_rate: the weight of this checkpoint in sums over checkpoints. None reads the mean logged learning rate
             since the previous checkpoint from ``trainer_state.json``.
-        optimizer: path of the optimizer state, for preconditioned gradients. None looks for ``optimizer.pt`` inside.
+        optimizer: path of the optimizer state, for scorers that precondition gradients; they get it as ``View.optimizer``.
+            None of the scorers here reads it.
     """
 
     path: str

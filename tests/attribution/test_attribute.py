@@ -1,5 +1,6 @@
 """``attribute``: a model in memory, or saved checkpoints; results do not depend on how rows are batched."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,29 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path) -> None:
     twice = [tmp_path / "checkpoint-3"] * 2
     with pytest.raises(OptionError, match=r"two checkpoints are of the same step"):
         attribute(model, pool, None, "loss", checkpoints=twice)
+
+
+def test_checkpoints_of_which_some_have_no_step_are_taken_in_list_order(tmp_path: Path, capsys: Any) -> None:
+    models = {name: bert(seed=seed) for seed, name in enumerate(("a", "b", "c"))}
+    for (name, model), step in zip(models.items(), (1, None, 300), strict=True):
+        model.save_pretrained(tmp_path / name)
+        if step is not None:
+            (tmp_path / name / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
+    pool, queries = encoded(6), encoded(3, seed=7)
+    alone = {name: attribute(model, pool, queries, "loss").values for name, model in models.items()}
+    # the second of these has no step: its place in the list is the step of the first
+    folders = [tmp_path / name for name in ("a", "b")]
+    both = attribute(bert(), pool, queries, "loss", checkpoints=folders, output_dir=tmp_path / "out")
+    np.testing.assert_allclose(both.values, (alone["a"] + alone["b"]) / 2, rtol=1e-6)
+    assert [m["step"] for m in both.metadata["moments"]] == [0, 1]
+    capsys.readouterr()
+    last = attribute(bert(), pool, queries, "loo", checkpoints=[tmp_path / name for name in ("c", "a", "b")])
+    np.testing.assert_allclose(last.values, attribute(models["b"], pool, queries, "loo").values, rtol=1e-6)
+    said = capsys.readouterr().err
+    assert f"loo: scores one checkpoint, '{tmp_path / 'b'}' (last in the list); the other 2 are not used" in said
+    last = attribute(bert(), pool, queries, "loo", checkpoints=[tmp_path / name for name in ("c", "a")])
+    np.testing.assert_allclose(last.values, attribute(models["c"], pool, queries, "loo").values, rtol=1e-6)
+    assert "(of the last step, 300); the other 1 are not used" in capsys.readouterr().err
 
 
 def test_adapters_are_loaded(tmp_path: Path) -> None:
