@@ -140,7 +140,8 @@ class AttributionCallback(TrainerCallback):
         assert self._run is not None and self._rates is not None
         since = max((moment.step for moment, _, _ in self._run.results if moment.step < state.global_step), default=0)
         rate = self._rates.mean(since, state.global_step)
-        moment = Moment(state.global_step, 1.0 if rate is None else rate, state.epoch)
+        fresh = self.when == "train_begin" and state.global_step == 0
+        moment = Moment(state.global_step, 1.0 if rate is None else rate, state.epoch, fresh)
         self._run.observe(kwargs["model"], moment, kwargs.get("optimizer"))
 
     def _finish(self, args: Any, state: Any) -> None:

@@ -2,9 +2,11 @@
 
 - ``hidden``: inner products of pooled last hidden states
 - ``entk``: the empirical neural tangent kernel, inner products of the gradients of a logit (FreeShap, section 4)
-- ``sum``: both, each scaled to a mean diagonal of 1
+- ``sum``: the mean of both
 
-Kernels are built in float64 from float32 features.
+Kernels are built in float64 from float32 features. Every kernel, also one alone, is divided by its mean diagonal, so that
+a ridge is in units of the mean diagonal; ``normalize`` then gives each row a diagonal of 1. The mean of two such kernels has
+a mean diagonal, or a diagonal, of 1 again. The factors are in the metadata (``kernel_scale``).
 """
 
 from collections.abc import Callable
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 
 
 SMALLEST_BASIS = 512
-"""Floats per row and logit at least, when ``floats_per_row`` is divided among the logits of many classes."""
+"""Floats per row and logit at least, when ``floats_per_row`` is divided among the logits of many classes (above 16 at the
+default)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class KernelScorer(GradientScorer):
             binary task, and the mean of the kernels of all logits otherwise.
         per_class: one kernel per class, each regressing its own target, instead of one for all.
         normalize: divide by the row norms, so that every row has kernel 1 with itself.
+        floats_per_row: size of a row's projected gradients, divided among the logits that are differentiated; each of them
+            gets 512 at least, so that with many classes (above 16 at the default) a row takes more.
         pooling: how hidden states become one vector: ``mean``, ``first`` or ``last`` real token, or ``answer``, where a
             language model predicts the label; ``auto`` is ``answer`` for language models, ``last`` for other models
             that attend causally, and ``mean`` for the rest.
@@ -116,7 +121,8 @@ class KernelScorer(GradientScorer):
                 f"{self.name}: logit={self.logit} is not among the {labels.count} classes of the pool (0 to {labels.count - 1})"
             )
         if self.kernel != "hidden":
-            view.check_gradients(self.layers)
+            floats = None if self.basis == "exact" else self._floats_per_logit(len(self._coefficients(labels.count)[0]))
+            view.check_gradients(self.layers, floats)
 
     def _labels(self, view: "View") -> ClassLabels:
         return read_labels(view.model, view.pool, view.queries if self.needs_queries else None, self.name)
@@ -126,7 +132,7 @@ class KernelScorer(GradientScorer):
         labels = self._labels(view)
         head_name = resolve_head(self.head, view.model, labels, self.name)
         view.facts["head"] = head_name
-        if head_name == "model" and view.moment.step == 0:
+        if head_name == "model" and view.moment.fresh:
             view.say(
                 "head='model' before any training step: if the classification head is fresh, its logits say nothing yet"
             )
@@ -136,12 +142,12 @@ class KernelScorer(GradientScorer):
             # A query that cannot be read is an error always: the rows are judged by all of them.
             skip = {"pool": self.on_nonfinite, "queries": "error"}
             pooled = {side: view.embeddings(side, self.pooling, skip[side], self.dtype) for side in sides}
-        kernels: list[Pieces] = []
+        kernels: dict[str, Pieces] = {}
         if self.kernel in ("entk", "sum"):
             head = self._head(head_name, labels, pooled)
             names, coefficients = self._coefficients(labels.count)
             options = {**self.gradient_options(), "layers": self._layers(view, head_name)}
-            options["floats_per_row"] = max(SMALLEST_BASIS, self.floats_per_row // len(names))
+            options["floats_per_row"] = self._floats_per_logit(len(names))
             features = {
                 side: view.gradients(
                     side,
@@ -151,16 +157,20 @@ class KernelScorer(GradientScorer):
                 ).columns()
                 for side in sides
             }
-            kernels.append(_inner_products(features, stack=self.per_class))
+            kernels["entk"] = _inner_products(features, stack=self.per_class)
         if self.kernel in ("hidden", "sum"):
             bias = float(pooled["pool"][torch.isfinite(pooled["pool"]).all(1)].std())
             with_bias = {side: torch.cat([x, x.new_full((len(x), 1), bias)], 1)[:, None] for side, x in pooled.items()}
-            kernels.append(_inner_products(with_bias, stack=False))
-        finite = torch.isfinite(kernels[0].pool.diagonal(dim1=-2, dim2=-1))
-        for piece in kernels[1:]:
-            finite = finite & torch.isfinite(piece.pool.diagonal(dim1=-2, dim2=-1))
-        rows = torch.nonzero(finite if finite.ndim == 1 else finite.all(0)).flatten()
-        merged = _merge([piece.keep(rows) for piece in kernels], self.normalize)
+            kernels["hidden"] = _inner_products(with_bias, stack=False)
+        finite = torch.ones(len(view.pool), dtype=torch.bool)
+        for piece in kernels.values():
+            good = torch.isfinite(piece.pool.diagonal(dim1=-2, dim2=-1))
+            finite = finite & (good if good.ndim == 1 else good.all(0))
+        rows = torch.nonzero(finite).flatten()
+        kept = {name: piece.keep(rows) for name, piece in kernels.items()}
+        scale = {name: piece.unit_scale() for name, piece in kept.items()}
+        view.facts["kernel_scale"] = scale
+        merged = _mean([piece.scaled(scale[name]) for name, piece in kept.items()], self.normalize)
         view.facts["kernel_rows"] = len(rows)
         return TaskKernel(merged.pool, merged.cross, merged.queries, labels.pool[rows], labels.queries, rows)
 
@@ -175,6 +185,9 @@ class KernelScorer(GradientScorer):
         if not kept:
             raise OptionError(f"{self.name}: layers={self.layers!r} selects only the head, which head='probe' replaces")
         return kept
+
+    def _floats_per_logit(self, logits: int) -> int:
+        return max(SMALLEST_BASIS, self.floats_per_row // logits)
 
     def _coefficients(self, classes: int) -> tuple[list[str], torch.Tensor]:
         """Names and coefficients ``[columns, classes]`` of the combinations of logits that are differentiated."""
@@ -206,6 +219,10 @@ class Pieces:
         pool = self.pool[..., rows, :][..., rows]
         return Pieces(pool, None if self.cross is None else self.cross[..., rows, :], self.queries)
 
+    def unit_scale(self) -> float:
+        """The factor that makes the mean diagonal 1."""
+        return 1.0 / float(self.pool.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300))
+
     def scaled(self, factor: float) -> "Pieces":
         scale = lambda x: None if x is None else x * factor  # noqa: E731
         return Pieces(self.pool * factor, scale(self.cross), scale(self.queries))
@@ -233,18 +250,18 @@ def _inner_products(features: dict[str, torch.Tensor], *, stack: bool) -> Pieces
     return Pieces(join(gram, pool, pool), join(gram, pool, queries), join(squares, queries, queries))
 
 
-def _merge(pieces: list[Pieces], normalize: bool) -> Pieces:
-    """Each kernel scaled to a mean diagonal of 1, and added."""
-    scaled = [
-        piece.scaled(1.0 / float(piece.pool.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300))) for piece in pieces
-    ]
+def _mean(pieces: list[Pieces], normalize: bool) -> Pieces:
+    """The mean of kernels; with ``normalize`` each row's kernel with itself is made 1 in each of them first."""
     if normalize:
-        scaled = [_cosine(piece) for piece in scaled]
-    cross = [piece.cross for piece in scaled if piece.cross is not None]
-    queries = [piece.queries for piece in scaled if piece.queries is not None]
-    pool = sum((piece.pool for piece in scaled[1:]), start=scaled[0].pool)
+        pieces = [_cosine(piece) for piece in pieces]
+
+    def mean(parts: list[torch.Tensor]) -> torch.Tensor:
+        return sum(parts[1:], start=parts[0]) / len(parts)
+
+    cross = [piece.cross for piece in pieces if piece.cross is not None]
+    queries = [piece.queries for piece in pieces if piece.queries is not None]
     return Pieces(
-        pool, sum(cross[1:], start=cross[0]) if cross else None, sum(queries[1:], start=queries[0]) if queries else None
+        mean([piece.pool for piece in pieces]), mean(cross) if cross else None, mean(queries) if queries else None
     )
 
 

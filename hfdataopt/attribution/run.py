@@ -41,11 +41,19 @@ EXPLAIN_TOKENS = 20_000_000  # input_ids kept beside the scores for `explain`, a
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When a scorer looks: optimizer steps taken, and the weight of this moment in a sum over learning rates."""
+    """When a scorer looks.
+
+    Attributes:
+        step: optimizer steps taken.
+        learning_rate: weight of this moment in a sum over learning rates.
+        epoch: of the trainer, or None.
+        fresh: whether a training begins here, so that parts of the model may be untrained.
+    """
 
     step: int
     learning_rate: float = 1.0
     epoch: float | None = None
+    fresh: bool = False
 
 
 class ScoringRun:

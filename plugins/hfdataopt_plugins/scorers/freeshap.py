@@ -36,7 +36,7 @@ class FreeShap(KernelScorer):
         utility: ``log-likelihood`` (alias ``cross_entropy``), ``margin``, ``accuracy``, or a callable on prefix predictions.
             On the development data (dolly's categories) ``margin`` was as good with two classes and worse with eight.
         permutations: how many random orders are averaged; with ``tolerance``, the most.
-        ridge: absolute ridge of the regression; ``auto`` minimises the closed-form leave-one-out error.
+        ridge: ridge of the regression, in units of the kernel's mean diagonal; ``auto`` minimises the closed-form leave-one-out error.
         truncation: stop an order once two prefixes in a row are this close (relative) to the full utility; None never stops.
         tolerance: stop when the largest standard error is below this.
         weights: ``shapley``, ``beta`` or ``banzhaf`` weighting of the prefix lengths.

@@ -23,7 +23,7 @@ class LabelConsistency(KernelScorer):
     Args:
         form: ``out-of-bag`` or ``leave-one-out``.
         permutations: random orders that ``out-of-bag`` averages.
-        ridge: absolute ridge; ``auto`` minimises the closed-form leave-one-out error.
+        ridge: in units of the kernel's mean diagonal; ``auto`` minimises the closed-form leave-one-out error.
     """
 
     name: ClassVar[str] = "label-consistency"

@@ -18,7 +18,7 @@ class LeaveOneOut(KernelScorer):
 
     Args:
         utility: ``margin``, ``accuracy`` or ``log-likelihood``.
-        ridge: absolute ridge; ``auto`` minimises the closed-form leave-one-out error.
+        ridge: in units of the kernel's mean diagonal; ``auto`` minimises the closed-form leave-one-out error.
     """
 
     name: ClassVar[str] = "loo"
