@@ -12,7 +12,7 @@ from hfdataopt.attribution.run import Moment, ScoringRun
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.gradients import weights_hash
+from hfdataopt.gradients import unpeft, weights_hash
 
 
 def attribute(
@@ -108,7 +108,7 @@ def attribute(
 
 def load_weights(model: Any, checkpoint: Checkpoint) -> Any:
     """A fresh model of the same class with the checkpoint's weights, on the same device; the model given stays as it is."""
-    if hasattr(model, "get_base_model"):
+    if unpeft(model) is not model:
         import copy
 
         from peft import load_peft_weights, set_peft_model_state_dict
@@ -127,9 +127,8 @@ def _model_columns(dataset: Any, model: Any) -> list[str] | None:
     columns = getattr(dataset, "column_names", None)
     if columns is None:
         return None
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     accepted = {
-        *inspect.signature(inner.forward).parameters,
+        *inspect.signature(unpeft(model).forward).parameters,
         "label",
         "labels",
         "label_ids",

@@ -13,6 +13,7 @@ from typing import Any
 from hfdataopt.attribution.rows import ROW_ID, check_map_style, pad_batch
 from hfdataopt.attribution.task import is_causal
 from hfdataopt.errors import DataError
+from hfdataopt.gradients import unpeft
 
 TEXT_COLUMNS = (("text", "text_pair"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("text",), ("sentence",))
 
@@ -67,7 +68,7 @@ def prepare_dataset(
 
 def _has_inputs(columns: list[str], model: Any) -> bool:
     """Whether a column is something that the model's forward takes, other than labels and masks."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unpeft(model)
     parameters = inspect.signature(getattr(inner, "forward", inner)).parameters
     if not any(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters.values()):
         return True  # forward(**batch) takes anything

@@ -17,7 +17,7 @@ import torch
 from hfdataopt.attribution.probe import LinearProbe
 from hfdataopt.attribution.rows import Rows
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.gradients import find_task
+from hfdataopt.gradients import find_task, unpeft
 
 MAX_LABEL_WORDS = 64
 Pooling = Literal["auto", "mean", "first", "last", "answer"]
@@ -134,8 +134,7 @@ def check_targets(model: Any, rows: Rows, who: str, batch_size: int = 64) -> Non
     if task is None:
         return
     side = f"{who}: the {rows.side}"
-    inner = unpeft(model)
-    config = inner.config
+    config = unpeft(model).config
     for ids, labels in _label_batches(rows, side, batch_size):
         if task == "sequence":
             stated = getattr(config, "problem_type", None)
@@ -147,8 +146,9 @@ def check_targets(model: Any, rows: Rows, who: str, batch_size: int = 64) -> Non
         else:
             if labels.is_floating_point():
                 raise DataError(f"{side}: labels must be token ids (whole numbers); row {ids[0]!r} has {labels.dtype}")
-            named = "ForTokenClassification" in type(inner).__name__
-            size = config.num_labels if named else config.get_text_config().vocab_size
+            size = (
+                config.num_labels if _is_kind(model, "ForTokenClassification") else config.get_text_config().vocab_size
+            )
             outside = (labels != -100) & ((labels < 0) | (labels >= size))
             finite = ~outside.reshape(len(labels), -1).any(1)
         if not bool(finite.all()):
@@ -170,11 +170,6 @@ def _answer_tokens(model: Any, labels: torch.Tensor, ids: Any, side: str) -> tup
     return position, labels.gather(1, position[:, None])[:, 0]
 
 
-def unpeft(model: Any) -> Any:
-    """The model inside a PEFT wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _predicting_position(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """Where the first labelled token is predicted ``[b]``: at its position (masked LM), or one before (causal LM)."""
     if "labels" not in batch:
@@ -185,12 +180,17 @@ def _predicting_position(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 def is_causal(model: Any) -> bool:
     """Whether the model's labels are shifted by one: a causal LM, also inside a PEFT wrapper."""
-    return type(unpeft(model)).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return find_task(model) == "causal"
 
 
 def is_language_model(model: Any) -> bool:
-    inner = unpeft(model)
-    return is_causal(model) or type(inner).__name__.endswith("ForMaskedLM")
+    """Whether the model is a causal or a masked LM."""
+    return is_causal(model) or _is_kind(model, "ForMaskedLM")
+
+
+def _is_kind(model: Any, name: str) -> bool:
+    """Whether the model's class, or one that it inherits from, is called so."""
+    return any(name in kind.__name__ for kind in type(unpeft(model)).__mro__)
 
 
 # -- features

@@ -14,7 +14,7 @@
 
 from hfdataopt.gradients.basis import Basis
 from hfdataopt.gradients.batches import choose_rows, name_rows, take_rows
-from hfdataopt.gradients.blocks import Block, check_layers, find_blocks
+from hfdataopt.gradients.blocks import Block, check_layers, find_blocks, unpeft
 from hfdataopt.gradients.engine import ExampleGradients, per_example_gradients
 from hfdataopt.gradients.exact import ExampleNorms, gradient_norms, gram
 from hfdataopt.gradients.fit import fit_basis, kept_share
@@ -44,5 +44,6 @@ __all__ = [
     "per_example_gradients",
     "per_example_loss",
     "take_rows",
+    "unpeft",
     "weights_hash",
 ]

@@ -15,7 +15,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -73,6 +73,12 @@ def unwrap(model: nn.Module) -> nn.Module:
         assert isinstance(inner, nn.Module)
         model = inner
     return model
+
+
+def unpeft(model: Any) -> Any:
+    """The model inside a PEFT wrapper; any other as it is."""
+    get_base = getattr(model, "get_base_model", None)
+    return get_base() if callable(get_base) else model
 
 
 def find_blocks(model: nn.Module, layers: Layers = None) -> list[Block]:

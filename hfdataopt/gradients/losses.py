@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.gradients.blocks import unwrap
+from hfdataopt.gradients.blocks import unpeft, unwrap
 
 IGNORED = -100
 Target = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, Tensor]]
@@ -88,9 +88,7 @@ def per_example_loss(
 
 def find_task(model: nn.Module) -> Literal["causal", "tokens", "sequence"] | None:
     """How the model's labels relate to its logits, from the names of its classes; None if they do not tell."""
-    model = unwrap(model)
-    get_base = getattr(model, "get_base_model", None)
-    inner = get_base() if callable(get_base) else model
+    inner = unpeft(unwrap(model))
     for name in (kind.__name__ for kind in type(inner).__mro__):
         if "ForSequenceClassification" in name:
             return "sequence"

@@ -12,6 +12,8 @@ from hfdataopt.attribution.probe import cross_validated_confidence, fit_linear_p
 from hfdataopt.attribution.rows import Rows, pad_batch
 from hfdataopt.attribution.task import (
     ClassLabels,
+    is_causal,
+    is_language_model,
     model_head,
     pooled_features,
     prompt_head,
@@ -137,6 +139,27 @@ def test_read_labels_maps_to_classes_of_the_pool() -> None:
     words = read_labels(gpt2(), Rows(questions(4), pad_batch, side="pool"), None, "x")
     assert [WORDS[token] for token in words.classes] == ["yes", "no"]
     assert words.words
+
+
+@pytest.mark.parametrize(("make", "name"), [(gpt2, "causal"), (masked_lm, "masked"), (bert, "classifier")])
+def test_subclasses_are_what_they_inherit_from(make: Any, name: str) -> None:
+    """Users give their models names of their own."""
+    from peft import LoraConfig, get_peft_model
+
+    model = make().eval()
+    model.__class__ = type("Mine", (type(model),), {})
+    lora = LoraConfig(r=2, target_modules=["c_attn"] if make is gpt2 else ["query"])
+    for seen in (model, get_peft_model(model, lora)):
+        assert is_causal(seen) == (name == "causal")
+        assert is_language_model(seen) == (name != "classifier")
+    plain, data = make().eval(), {"causal": questions, "masked": cloze, "classifier": encoded}[name](6)
+    model = make().eval()
+    model.__class__ = type("Mine", (type(model),), {})
+    for scorer in ("loss", "cv-confidence"):
+        scores = [
+            attribute(each, data, None, scorer, **({"folds": 2} if scorer != "loss" else {})) for each in (model, plain)
+        ]
+        np.testing.assert_array_equal(scores[0].values, scores[1].values)
 
 
 # -- heads
