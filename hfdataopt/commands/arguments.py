@@ -36,6 +36,8 @@ def load_rows(spec: str, default_split: str) -> Any:
     import datasets
 
     path, _, split = spec.rpartition(":") if ":" in spec and not Path(spec).exists() else (spec, "", "")
+    if split and Path(path).suffix in LOADERS:
+        raise DataError(f"{spec!r}: a single file has no splits; name the file of the split {split!r} itself")
     split = split or default_split
     where = Path(path)
     try:
@@ -60,6 +62,17 @@ def load_rows(spec: str, default_split: str) -> Any:
             )
         return loaded[split]
     return loaded
+
+
+def load_pretrained(auto: Any, where: str, **options: Any) -> Any:
+    """``auto.from_pretrained(where)``; whatever goes wrong is one error that names the folder or hub id."""
+    try:
+        return auto.from_pretrained(where, **options)
+    except Exception as error:  # a missing folder, a broken file, no network: anything, from several libraries
+        what = auto.__name__.removeprefix("Auto")
+        raise DataError(
+            f"no {what} could be loaded from {where!r}: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def rename_columns(dataset: Any, text: str | None, label: str | None, what: str) -> Any:

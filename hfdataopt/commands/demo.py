@@ -7,13 +7,14 @@ import argparse
 import csv
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfdataopt.commands.arguments import encode_labels, label_names, load_rows, rename_columns
-from hfdataopt.errors import DataError, MissingDependencyError, OptionError
+from hfdataopt.commands.arguments import encode_labels, label_names, load_pretrained, load_rows, rename_columns
+from hfdataopt.errors import DataError, MissingDependencyError, OptionError, StoreError
 
 FLIPPED = 0.10
 DROPPED = 0.10
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip", type=float, help=f"share of labels to flip first (default: {FLIPPED} embedded, 0 for --dataset)"
     )
-    parser.add_argument("--limit", type=int, default=2000, help="use at most this many training rows of --dataset")
+    parser.add_argument("--limit", type=int, help="use at most this many training rows of --dataset (default: 2000)")
     parser.add_argument("--epochs", type=float, help="epochs per training (default: 6 embedded, 3 for --dataset)")
     parser.add_argument("--learning_rate", type=float, help="default: 1e-3 embedded, 5e-5 for --dataset")
     parser.add_argument("--seeds", type=int, default=5, help="trainings on each side of the comparison; 0 skips it")
@@ -64,10 +65,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Run the demo and print its report."""
     arguments = parser.parse_args(argv)
     started = time.monotonic()
-    if arguments.flip is not None and not 0 <= arguments.flip < 0.5:
-        raise OptionError(f"--flip {arguments.flip}: must be at least 0 and below 0.5")
-    if arguments.seeds < 0 or arguments.limit < 20:
-        raise OptionError("--seeds must be at least 0 and --limit at least 20")
+    _check(arguments)
     import datasets
     import torch
     import transformers
@@ -78,8 +76,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     if not arguments.model and not arguments.dataset:
         torch.set_num_threads(1)  # the embedded model is too small for threads to pay
     task = _own_task(arguments) if arguments.dataset else _embedded_task(arguments)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(task.model)
-    train = _Training(task, tokenizer)
+    train = _Training(task)
 
     print(
         f"Training on {len(task.pool)} rows"
@@ -88,11 +85,11 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     )
     from hfdataopt import AttributionCallback
 
-    callbacks = [
-        AttributionCallback(name, queries=train.tokenize(task.queries), output_dir=_fresh(arguments.output_dir, name))
-        for name in ("freeshap", *(RIVALS if task.flipped else ()))
-    ]
-    accuracy = train(task.pool, arguments.seed, callbacks)
+    names = ("freeshap", *(RIVALS if task.flipped else ()))
+    with _working_folder(arguments.output_dir) as work:
+        queries = train.tokenize(task.queries)
+        callbacks = [AttributionCallback(name, queries=queries, output_dir=work / name) for name in names]
+        accuracy = train(task.pool, arguments.seed, callbacks)
     scores = {callback.scorer.name: callback.scores for callback in callbacks if callback.scores is not None}
     freeshap = scores["freeshap"]
     count = max(1, round(DROPPED * len(task.pool)))
@@ -104,6 +101,15 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     _write(task, scores, suspicious, comparison, arguments)
     print(f"Done in {time.monotonic() - started:.0f} s.")
     return 0
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file in the error when it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}") from error
 
 
 # -- data
@@ -126,8 +132,8 @@ def _embedded_task(arguments: argparse.Namespace) -> Task:
         splits["train"].features["label"].names,
         [bool(value) for value in flipped] if fraction else None,
         arguments.model or str(Path(__file__).parent.parent / "demo" / "encoder"),
-        arguments.epochs or (1 if arguments.smoke else 6),
-        arguments.learning_rate or 1e-3,
+        arguments.epochs if arguments.epochs is not None else 1 if arguments.smoke else 6,
+        arguments.learning_rate if arguments.learning_rate is not None else 1e-3,
         original,
     )
 
@@ -163,6 +169,8 @@ def _own_task(arguments: argparse.Namespace) -> Task:
         print("Half of the validation rows are kept back to compare trainings on.")
     else:
         test = encode_labels(test, names, "test split")
+    for rows, what in ((pool, "dataset"), (queries, "queries"), (test, "test split")):
+        _check_rows(rows, what)
     if names is None:
         names = [str(value) for value in range(max(pool["label"][:]) + 1)]
     original = list(pool["label"][:])
@@ -174,7 +182,8 @@ def _own_task(arguments: argparse.Namespace) -> Task:
         pool, flipped = _relabelled(pool, list(labels)), [bool(value) for value in marks]
     if len(queries) > arguments.limit:
         queries = queries.shuffle(seed=arguments.seed).select(range(arguments.limit))
-    epochs, rate = arguments.epochs or 3, arguments.learning_rate or 5e-5
+    epochs = 3 if arguments.epochs is None else arguments.epochs
+    rate = 5e-5 if arguments.learning_rate is None else arguments.learning_rate
     return Task(pool, queries, test, names, flipped, arguments.model, epochs, rate, original)
 
 
@@ -201,10 +210,47 @@ def _relabelled(dataset: Any, labels: list[int]) -> Any:
     return dataset.remove_columns("label").add_column("label", labels)
 
 
-def _fresh(output_dir: str, name: str) -> str:
-    """A folder of its own for each call: the demo never resumes an earlier one."""
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    return tempfile.mkdtemp(prefix=f"{name}-", dir=output_dir)
+@contextmanager
+def _working_folder(output_dir: str) -> Iterator[Path]:
+    """A folder inside ``output_dir`` that is removed at the end: the demo never resumes an earlier one."""
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        work = tempfile.TemporaryDirectory(prefix=".working-", dir=output_dir)
+    except OSError as error:
+        raise StoreError(f"--output_dir {output_dir}: cannot be written: {error.strerror}") from error
+    with work as folder:
+        yield Path(folder)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse arguments that cannot be honoured, before anything is loaded."""
+    if not arguments.dataset:
+        for name in ("text", "label", "queries", "limit"):
+            if getattr(arguments, name) is not None:
+                raise OptionError(f"--{name} goes with --dataset, which is missing")
+    arguments.limit = 2000 if arguments.limit is None else arguments.limit
+    leasts: dict[str, int] = {"seeds": 0, "limit": 20, "show": 0, "seed": 0}
+    for name, least in leasts.items():
+        if getattr(arguments, name) < least:
+            raise OptionError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    for name in ("epochs", "learning_rate"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise OptionError(f"--{name} {value}: must be above 0")
+    if arguments.flip is not None and not 0 <= arguments.flip < 0.5:
+        raise OptionError(f"--flip {arguments.flip}: must be at least 0 and below 0.5")
+
+
+def _check_rows(rows: Any, what: str) -> None:
+    """Every text a string, every label a whole number from 0."""
+    for position, text in enumerate(rows["text"][:]):
+        if not isinstance(text, str):
+            raise DataError(f"the {what}: row {position} has the text {text!r}; it must be a string")
+    for position, label in enumerate(rows["label"][:]):
+        if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+            raise DataError(
+                f"the {what}: row {position} has the label {label!r}; it must be a class name or whole number"
+            )
 
 
 # -- training
@@ -213,8 +259,11 @@ def _fresh(output_dir: str, name: str) -> str:
 class _Training:
     """Trains a fresh classifier on rows and returns its accuracy on the test rows."""
 
-    def __init__(self, task: Task, tokenizer: Any):
-        self.task, self.tokenizer = task, tokenizer
+    def __init__(self, task: Task):
+        import transformers
+
+        self.task = task
+        self.tokenizer = load_pretrained(transformers.AutoTokenizer, task.model)
         self.test = self.tokenize(task.test)
 
     def tokenize(self, rows: Any) -> Any:
@@ -226,8 +275,8 @@ class _Training:
         import transformers
 
         transformers.set_seed(seed)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            self.task.model, num_labels=len(self.task.names)
+        model = load_pretrained(
+            transformers.AutoModelForSequenceClassification, self.task.model, num_labels=len(self.task.names)
         )
         with tempfile.TemporaryDirectory() as work:
             trainer = transformers.Trainer(
@@ -236,13 +285,14 @@ class _Training:
                     work,
                     num_train_epochs=self.task.epochs,
                     learning_rate=self.task.learning_rate,
-                    per_device_train_batch_size=16,
+                    per_device_train_batch_size=32,
                     per_device_eval_batch_size=64,
                     seed=seed,
                     report_to=[],
                     save_strategy="no",
                     logging_strategy="no",
                     disable_tqdm=True,
+                    dataloader_pin_memory=False,
                 ),
                 train_dataset=self.tokenize(rows),
                 processing_class=self.tokenizer,
@@ -294,11 +344,11 @@ def _compare(
     without = [train(kept, seed) for seed in seeds]
     mean, low, high = mean_interval([b - a for a, b in zip(with_all, without, strict=True)])
     print(f"\nHeld-out accuracy on {len(task.test)} rows, {len(seeds)} seeds:")
-    print(f"  all {len(task.pool)} rows               {sum(with_all) / len(seeds):.3f}")
-    print(f"  without the lowest {len(suspicious):<4} rows  {sum(without) / len(seeds):.3f}")
+    print(f"  {f'all {len(task.pool)} rows':<30} {sum(with_all) / len(seeds):.3f}")
+    print(f"  {f'without the lowest {len(suspicious)} rows':<30} {sum(without) / len(seeds):.3f}")
     interval = "" if low != low else f", 95 % interval {low:+.3f} to {high:+.3f}"
     verdict = "" if low != low else " (better)" if low > 0 else " (worse)" if high < 0 else " (no clear difference)"
-    print(f"  difference               {mean:+.3f}{interval}{verdict}")
+    print(f"  {'difference':<29} {mean:+.3f}{interval}{verdict}")
     return {"with_all": with_all, "without": without}
 
 
@@ -306,13 +356,11 @@ def _write(
     task: Task, scores: dict[str, Any], suspicious: list[int], comparison: Any, arguments: argparse.Namespace
 ) -> None:
     """The table of all rows, the scores and the plot."""
-    import shutil
-
     folder = Path(arguments.output_dir)
     table = folder / "rows.csv"
     labels = task.pool["label"][:]
     dropped = set(suspicious)
-    with table.open("w", newline="", encoding="utf-8") as stream:
+    with writing(table), table.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["row", *scores, "suspicious", "label", *(["flipped"] if task.flipped else []), "text"])
         for row in range(len(task.pool)):
@@ -323,12 +371,10 @@ def _write(
             )
     for name, result in scores.items():
         result.save(folder / "scores" / name)
-    for left in folder.glob("*-*"):
-        if left.is_dir() and any(left.name.startswith(f"{name}-") for name in scores):
-            shutil.rmtree(left)
     print(f"\nAll rows with their scores: {table}; scores for select() and Scores.load(): {folder / 'scores'}")
     try:
-        scores["freeshap"].plot(folder / "freeshap.png", highlight=task.flipped)
+        with writing(folder / "freeshap.png"):
+            scores["freeshap"].plot(folder / "freeshap.png", highlight=task.flipped)
         print(f"Plot: {folder / 'freeshap.png'}")
     except MissingDependencyError as error:
         print(f"No plot: {error}")

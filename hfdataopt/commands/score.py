@@ -1,6 +1,7 @@
 """``hfdataopt score``: scores of a dataset by a model in a folder (or on the hub), or by saved checkpoints."""
 
 import argparse
+import functools
 from typing import Any
 
 from hfdataopt.commands.arguments import (
@@ -9,8 +10,8 @@ from hfdataopt.commands.arguments import (
     apply_config_file,
     component_options,
     encode_labels,
-    first_line,
     label_names,
+    load_pretrained,
     load_rows,
     parse_with_component,
     read_config,
@@ -102,15 +103,7 @@ def _load(where: str, task: str | None, classes: int | None, trust_remote_code: 
     """Model and tokenizer; without ``--task``, the class that the config names."""
     import transformers
 
-    def load(auto: Any, **options: Any) -> Any:
-        try:
-            return auto.from_pretrained(where, trust_remote_code=trust_remote_code, **options)
-        except Exception as error:  # a missing folder, a broken file, no network: anything, from several libraries
-            what = auto.__name__.removeprefix("Auto")
-            raise DataError(
-                f"no {what} could be loaded from {where!r}: {type(error).__name__}: {first_line(error)}"
-            ) from error
-
+    load = functools.partial(load_pretrained, where=where, trust_remote_code=trust_remote_code)
     config = load(transformers.AutoConfig)
     architecture = (config.architectures or [""])[0]
     if task is None:

@@ -68,7 +68,7 @@ def select(
             raise OptionError(f"select: {count} rows were asked for but only {len(scored)} have a score")
         keys = values if rule == "top" else values + np.array([_gumbel(seed, value) for value in ids])
         kept = sorted(sorted((int(i) for i in scored), key=lambda i: (-keys[i], ids[i]))[:count])
-    if isinstance(by, Scores) and by.metadata.get("meaning") == "suspicion" and len(kept) < len(values) / 2:
+    if isinstance(by, Scores) and by.metadata.get("meaning") == "suspicion" and len(kept) <= len(values) / 2:
         warnings.warn(
             f"select: {by.scorer!r} measures suspicion, so its top {len(kept)} of {len(values)} rows are the least suspicious "
             "(the easiest), not the most helpful; use it to drop the lowest rows, e.g. fraction=0.9",

@@ -130,3 +130,23 @@ def test_pretraining_is_reproducible():
         pretrain(model, tokenizer, ids, steps=4, seed=2)
         runs.append(model.state_dict())
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_freeshap_on_the_pretrained_body_beats_an_untrained_body(tokenizer, splits):
+    from hfdataopt import attribute
+
+    train, queries = splits["train"].select(range(240)), splits["validation"].select(range(120))
+    labels, flipped = flip_labels(train["label"][:], 0.1, seed=3)
+    train = train.remove_columns("label").add_column("label", labels)
+    flipped = np.array(flipped)
+    torch.manual_seed(0)
+    bodies = {
+        "pretrained": AutoModelForSequenceClassification.from_pretrained(ENCODER, num_labels=2),
+        "untrained": AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(ENCODER, num_labels=2)),
+    }
+    area = {}
+    for name, model in bodies.items():
+        values = attribute(model, train, queries, "freeshap", processing_class=tokenizer, permutations=60).values
+        area[name] = (values[flipped][:, None] < values[~flipped][None]).mean()
+    assert area["pretrained"] > 0.9
+    assert area["pretrained"] > area["untrained"] + 0.2
