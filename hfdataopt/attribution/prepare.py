@@ -2,7 +2,8 @@
 
 Raw columns that are understood: ``text`` (and ``text_pair``), ``premise`` + ``hypothesis``, ``sentence`` /
 ``sentence1`` + ``sentence2`` for classifiers; ``text``, or ``prompt`` + ``completion`` (strings or messages) for causal LMs,
-where only the completion is labelled.
+where only the completion is labelled. As in ``SFTTrainer`` an end of sequence follows the text or the completion, and what
+is longer than the model can read is cut at the end.
 """
 
 import inspect
@@ -50,16 +51,19 @@ def prepare_dataset(
             f"the {side} holds raw text ({', '.join(columns)}); pass processing_class= the tokenizer, or tokenize it first"
         )
     if "completion" in columns and "prompt" in columns:
-        encode = _encode_completion(processing_class, side)
+        encode = _encode_completion(processing_class, _longest(model, processing_class), side)
         return dataset.map(encode, desc=f"tokenizing the {side}", load_from_cache_file=False), collate_by_padding
     names = next(names for names in TEXT_COLUMNS if set(names) <= set(columns))
-    causal = is_causal(model)
+    own_labels = is_causal(model) and "labels" not in columns and "label" not in columns
+    end = _end_of_text(processing_class) if own_labels else ""
     limit = _longest(model, processing_class)
 
     def encode_text(row: dict[str, Any]) -> dict[str, Any]:
         texts = [_text_of(row, name, side) for name in names]
+        if not texts[-1].endswith(end):
+            texts[-1] += end
         encoded = dict(processing_class(*texts, truncation=limit is not None, max_length=limit))
-        if causal and "labels" not in columns and "label" not in columns:
+        if own_labels:
             encoded["labels"] = list(encoded["input_ids"])
         return encoded
 
@@ -83,6 +87,12 @@ def _longest(model: Any, tokenizer: Any) -> int | None:
     return getattr(getattr(model, "config", None), "max_position_embeddings", None)
 
 
+def _end_of_text(tokenizer: Any) -> str:
+    """The end of sequence that a text needs: none where the tokenizer has none, or adds it itself."""
+    end = getattr(tokenizer, "eos_token", None) or ""
+    return "" if end and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id] else end
+
+
 def _text_of(row: dict[str, Any], name: str, side: str) -> str:
     text = row[name]
     if not isinstance(text, str):
@@ -91,19 +101,22 @@ def _text_of(row: dict[str, Any], name: str, side: str) -> str:
     return text
 
 
-def _encode_completion(tokenizer: Any, side: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _encode_completion(tokenizer: Any, limit: int | None, side: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    end = _end_of_text(tokenizer)
+
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(prompt, str) or not isinstance(completion, list) or not isinstance(prompt, list):
             prompt, completion = _text_of(row, "prompt", side), _text_of(row, "completion", side)
             start = tokenizer(prompt)["input_ids"]
-            whole = tokenizer(prompt + completion + (tokenizer.eos_token or ""))["input_ids"]
+            whole = tokenizer(prompt + completion + ("" if completion.endswith(end) else end))["input_ids"]
         else:
             start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
             whole = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
         shared = next(
             (i for i, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), min(len(start), len(whole))
         )
-        return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": [-100] * shared + whole[shared:]}
+        labels = [-100] * shared + whole[shared:]
+        return {"input_ids": whole[:limit], "attention_mask": [1] * len(whole[:limit]), "labels": labels[:limit]}
 
     return encode

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
+from trl import SFTConfig, SFTTrainer
 
 from hfdataopt.attribution.prepare import prepare_dataset
 from hfdataopt.attribution.rows import pad_batch
@@ -56,9 +58,47 @@ def test_two_text_columns(classifier, pair):
 
 def test_text_for_a_causal_model_is_its_own_label(causal, classifier):
     prepared, collate = prepare({"text": ["fine film", "awful"]}, causal, tokenizer(special=False))
-    assert prepared["labels"][:] == prepared["input_ids"][:] == [ids("fine film"), ids("awful")]
-    assert collate([dict(row) for row in prepared.remove_columns("text")])["labels"].tolist()[1][1] == -100
+    assert prepared["labels"][:] == prepared["input_ids"][:] == [[*ids("fine film"), EOS], [*ids("awful"), EOS]]
+    assert collate([dict(row) for row in prepared.remove_columns("text")])["labels"].tolist()[1][2] == -100
     assert "labels" not in prepare({"text": ["fine"]}, classifier, tokenizer())[0].column_names
+
+
+@pytest.fixture
+def ending():
+    """A tokenizer that reads ``word<eos>`` as two tokens, as those of language models do."""
+    read = tokenizer(special=False)
+    read.add_special_tokens({"eos_token": "<eos>"})
+    return read
+
+
+def test_texts_for_a_causal_model_are_those_of_sft_trainer(causal, ending, tmp_path):
+    columns = {"text": ["fine film", "awful<eos>", "the film was " * 20]}
+    args = SFTConfig(str(tmp_path), max_length=ending.model_max_length, report_to="none", use_cpu=True, bf16=False)
+    theirs = SFTTrainer(causal, args, train_dataset=Dataset.from_dict(columns), processing_class=ending).train_dataset
+    ours, _ = prepare(columns, causal, ending)
+    assert ours["input_ids"][:] == theirs["input_ids"][:]
+    assert ours["input_ids"][1] == [*ids("awful"), EOS]
+    assert len(ours["input_ids"][2]) == len(ours["labels"][2]) == 32
+
+
+def test_an_end_that_the_tokenizer_adds_is_not_doubled(causal, ending):
+    ending.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", EOS)])
+    assert prepare({"text": ["fine film"]}, causal, ending)[0]["input_ids"][0] == [*ids("fine film"), EOS]
+    ending.eos_token = None
+    plain = tokenizer(special=False)
+    plain.eos_token = None
+    assert prepare({"text": ["fine film"]}, causal, plain)[0]["input_ids"][0] == ids("fine film")
+
+
+def test_a_completion_is_cut_to_what_can_be_read(causal, ending):
+    columns = {"prompt": ["the film was " * 9, "the film was " * 20], "completion": [" fine awful" * 9] * 2}
+    prepared, collate = prepare(columns, causal, ending)
+    for row, labelled in zip(prepared, (32 - 27, 0), strict=True):
+        assert len(row["input_ids"]) == len(row["labels"]) == len(row["attention_mask"]) == 32
+        assert sum(label != -100 for label in row["labels"]) == labelled
+    ending.model_max_length = int(1e30)
+    prepared, _ = prepare({"prompt": ["the film was " * 30], "completion": [" fine"]}, causal, ending)
+    assert len(prepared["input_ids"][0]) == causal.config.max_position_embeddings == 64
 
 
 def test_a_completion_alone_is_labelled(causal):
