@@ -30,7 +30,7 @@ from hfdataopt.attribution.quiet import untouched
 from hfdataopt.attribution.rows import ROW_ID, Rows, sample_hashes
 from hfdataopt.attribution.scorer import MEANINGS, Result, Scorer
 from hfdataopt.attribution.scores import Scores
-from hfdataopt.attribution.view import View
+from hfdataopt.attribution.view import View, write_json
 from hfdataopt.console import say
 from hfdataopt.errors import StoreError
 from hfdataopt.gradients import MemoryLimit, weights_hash
@@ -90,6 +90,7 @@ class ScoringRun:
         self.results: list[tuple[Moment, str, Result]] = []
         self.pending: Moment | None = None  # the moment that an earlier process was scoring when it was stopped
         self.memory = MemoryLimit()
+        self.half_precision: dict[str, Any] = {}  # by target; compared at the first moment
         self.seconds = 0.0
         self._document = {
             "scorer": scorer.name,
@@ -115,7 +116,7 @@ class ScoringRun:
         for entry in recorded["moments"]:
             result = self._load_result(self.folder / entry["folder"])
             if result is not None:
-                self.results.append((_moment_of(entry), entry["weights"], result))
+                self._take(_moment_of(entry), entry["weights"], result)
         if recorded["pending"] is not None:
             self.pending = _moment_of(recorded["pending"])
 
@@ -144,7 +145,7 @@ class ScoringRun:
             if resumed_step == 0:
                 moments = [entry for entry in moments if entry["step"] == 0 and self.scorer_runs_at_start]
             pending = recorded["pending"] if (recorded["pending"] or {}).get("step") == resumed_step > 0 else None
-            self._write_json(file, {**self._document, "moments": moments, "pending": pending})
+            write_json(file, {**self._document, "moments": moments, "pending": pending}, self.scorer.name)
         except (OSError, json.JSONDecodeError) as error:
             raise StoreError(f"{self.scorer.name}: the folder {str(self.folder)!r} cannot be used: {error}") from error
 
@@ -156,14 +157,6 @@ class ScoringRun:
         file = self.folder / "run.json"
         found = json.loads(file.read_text()) if file.is_file() else {}
         return {"moments": found.get("moments", []), "pending": found.get("pending")}
-
-    def _write_json(self, file: Path, document: Any) -> None:
-        try:
-            temporary = file.with_name(file.name + ".tmp")
-            temporary.write_text(json.dumps(document, indent=1, allow_nan=False))
-            os.replace(temporary, file)
-        except OSError as error:
-            raise StoreError(f"{self.scorer.name}: {str(file)!r} cannot be written: {error}") from error
 
     @contextlib.contextmanager
     def _folder_of(self, moment: Moment, weights: str) -> Iterator[Path | None]:
@@ -204,6 +197,7 @@ class ScoringRun:
             name=self.scorer.name,
             weights=weights,
             memory=self.memory,
+            half_precision=self.half_precision,
         )
 
     def check(self, model: Any) -> None:
@@ -223,12 +217,16 @@ class ScoringRun:
             result = self._load_result(folder) if there and folder is not None else None
             if result is None:
                 result = self._score(model, moment, optimizer, folder, weights)
-        self.results = [entry for entry in self.results if entry[0].step != moment.step]
-        self.results.append((moment, weights, result))
+        self._take(moment, weights, result)
         if self.folder is not None:
             self.processes.run_on_main(self._record_moments)
         self.seconds += time.monotonic() - started
         return result
+
+    def _take(self, moment: Moment, weights: str, result: Result) -> None:
+        self.results = [entry for entry in self.results if entry[0].step != moment.step]
+        self.results.append((moment, weights, result))
+        self.half_precision = {**result.metadata.get("half_precision", {}), **self.half_precision}
 
     def _score(self, model: Any, moment: Moment, optimizer: Any, folder: Path | None, weights: str) -> Result:
         with untouched(model):
@@ -247,7 +245,8 @@ class ScoringRun:
             for moment, weights, _ in self.results
         ]
         under_way = None if pending is None else dataclasses.asdict(pending)
-        self._write_json(self.folder / "run.json", {**self._document, "moments": moments, "pending": under_way})
+        document = {**self._document, "moments": moments, "pending": under_way}
+        write_json(self.folder / "run.json", document, self.scorer.name)
 
     def _save_result(self, folder: Path, result: Result) -> None:
         arrays = {
@@ -261,7 +260,7 @@ class ScoringRun:
             os.replace(folder / "result.tmp", folder / "result.safetensors")
         except OSError as error:
             raise StoreError(f"{self.scorer.name}: the result cannot be written to {str(folder)!r}: {error}") from error
-        self._write_json(folder / "result.json", result.metadata)
+        write_json(folder / "result.json", result.metadata, self.scorer.name)
 
     def _load_result(self, folder: Path) -> Result | None:
         if not (folder / "result.json").is_file():

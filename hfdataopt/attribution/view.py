@@ -7,6 +7,7 @@ several processes the shards are divided among them and read back by all.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,7 @@ from hfdataopt.attribution.quiet import reseed
 from hfdataopt.attribution.rows import Rows, draw
 from hfdataopt.attribution.task import Pooling, check_targets, pooled_features
 from hfdataopt.console import say
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.gradients import (
     Basis,
     GradientStore,
@@ -82,6 +83,17 @@ def _tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
+def write_json(file: Path, document: Any, who: str) -> None:
+    """Write a file as a whole, by renaming; ``StoreError`` where that is not possible."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(file.name + ".tmp")
+        temporary.write_text(json.dumps(document, indent=1, allow_nan=False))
+        os.replace(temporary, file)
+    except OSError as error:
+        raise StoreError(f"{who}: {str(file)!r} cannot be written: {error}") from error
+
+
 def custom_loss(model: Any, batch: dict[str, Any]) -> Any:
     """What a plugin's ``per_example_loss`` hook says of this model; None when no plugin knows it."""
     return host().hook.per_example_loss(model=model, batch=batch)
@@ -98,6 +110,7 @@ class View:
         folder: where this moment's shards are kept, or None.
         facts: JSON-serialisable facts that go into the metadata of the scores.
         memory: the batch size that fitted into memory, where ``batch_size`` did not.
+        half_precision: what was found by comparing with float32, by target; shared by the moments of a run.
     """
 
     def __init__(
@@ -116,6 +129,7 @@ class View:
         name: str,
         weights: str | None = None,
         memory: MemoryLimit | None = None,
+        half_precision: dict[str, Any] | None = None,
     ):
         self.model, self.pool, self.queries = model, pool, queries
         self.moment, self.optimizer, self.folder = moment, optimizer, folder
@@ -123,6 +137,7 @@ class View:
         self.processes, self.name = processes, name
         self.facts: dict[str, Any] = {"precision": self.precision()}
         self.memory = memory or MemoryLimit()
+        self.half_precision = {} if half_precision is None else half_precision
         self._weights = weights
         self._bases: dict[str, Basis] = {}
 
@@ -483,10 +498,23 @@ class View:
         return fitted
 
     def _compare_precision(self, target: str, of: Any, layers: Any, dtype: str | None) -> None:
-        """In half precision: how far inner products of sampled gradients are from those in float32; said and kept."""
+        """In half precision: how far inner products of sampled gradients are from those in float32; said once per run, kept."""
         half_weights = any(parameter.dtype != torch.float32 for parameter in self.model.parameters())
-        if dtype in (None, "float32") or half_weights or target in self.facts.get("half_precision", {}):
+        if dtype in (None, "float32") or half_weights:
             return
+        if target not in self.half_precision:
+            self.half_precision[target] = self.processes.run_on_main(
+                lambda: self._precision_against_float32(target, of, layers, str(dtype))
+            )
+        self.facts.setdefault("half_precision", {})[target] = self.half_precision[target]
+
+    def _precision_against_float32(
+        self, target: str, of: Any, layers: Any, dtype: str
+    ) -> dict[str, float | None] | None:
+        """Relative difference and rank correlation (None where it is not defined); None where no gradient is finite."""
+        file = None if self.folder is None else self.folder / f"half-precision-{target}.json"
+        if file is not None and file.is_file():  # compared before this moment was interrupted
+            return json.loads(file.read_text())
 
         def first_column(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
             values, tokens = of(model, batch)
@@ -499,7 +527,7 @@ class View:
             "memory": self.memory,
         }
 
-        def compare() -> dict[str, float] | None:
+        def compare() -> dict[str, float | None] | None:
             sample = draw(self.pool.ids, PRECISION_ROWS, seed=0)
             norms = [
                 torch.cat(
@@ -519,16 +547,20 @@ class View:
             correlation = rank_correlation(half, full)
             return {
                 "relative_difference": distance,
-                "rank_correlation": 1.0 if math.isnan(correlation) else correlation,
+                "rank_correlation": None if math.isnan(correlation) else correlation,
             }
 
-        found = self.facts.setdefault("half_precision", {})[target] = self.processes.run_on_main(compare)
+        found = compare()
         if found is not None:
+            correlation = found["rank_correlation"]
+            ranks = "" if correlation is None else f" (rank correlation {correlation:.3f})"
             self.say(
                 f"gradients of the {target} in {dtype}: inner products of {min(PRECISION_ROWS, len(self.pool))} sampled rows differ "
-                f"from float32 by {found['relative_difference']:.2%} (rank correlation {found['rank_correlation']:.3f}); "
-                "dtype='float32' avoids it"
+                f"from float32 by {found['relative_difference']:.2%}{ranks}; dtype='float32' avoids it"
             )
+        if file is not None:
+            write_json(file, found, self.name)
+        return found
 
     def _kept_share(self, side: str, basis: Basis, seed: int, shared: dict[str, Any]) -> float | None:
         rows = self.rows(side)

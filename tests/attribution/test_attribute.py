@@ -10,6 +10,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hfdataopt import AttributionCallback, Checkpoint, attribute, get_scorer
+from hfdataopt.attribution import view
 from hfdataopt.attribution.rows import pad_batch
 from hfdataopt.errors import DataError, OptionError, StoreError
 
@@ -338,3 +339,51 @@ def test_half_precision_is_compared_with_float32(basis, capsys):
     assert 0 < found["relative_difference"] < 0.1
     assert 0.9 < found["rank_correlation"] <= 1
     assert "rank correlation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("basis", ["eigen", "exact"])
+def test_half_precision_is_compared_at_the_first_moment_only(
+    tmp_path: Path, basis: str, capsys: Any, monkeypatch: Any
+) -> None:
+    calls: list[str] = []
+    compare = view.View._precision_against_float32
+
+    def counted(self: Any, *args: Any) -> Any:
+        calls.append(args[0])
+        return compare(self, *args)
+
+    monkeypatch.setattr(view.View, "_precision_against_float32", counted)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for seed, folder in enumerate(folders):
+        bert(seed=seed).save_pretrained(folder)
+    options: dict[str, Any] = {
+        "checkpoints": folders,
+        "basis": basis,
+        "dtype": "bfloat16",
+        "output_dir": tmp_path / "o",
+    }
+    pool = encoded(24, seed=1)
+    scores = attribute(bert(), pool, None, "grad-norm", **options)
+    assert len(calls) == 1
+    assert capsys.readouterr().err.count("differ from float32") == 1
+    facts = [moment["half_precision"] for moment in scores.metadata["moments"]]
+    assert facts[0] == facts[1]
+    # resumed with the first moment finished; then with its shards, but no result
+    (first,) = (tmp_path / "o").glob("step-000000-*")
+    (second,) = (tmp_path / "o").glob("step-000001-*")
+    for damaged in ([second / "result.json"], [first / "result.json", second / "result.json"]):
+        for file in damaged:
+            file.unlink()
+        monkeypatch.setattr(view, "gram", lambda *_, **__: pytest.fail("compared again"))
+        again = attribute(bert(), pool, None, "grad-norm", **options)
+        np.testing.assert_array_equal(again.values, scores.values)
+        assert [moment["half_precision"] for moment in again.metadata["moments"]] == facts
+    assert "differ from float32" not in capsys.readouterr().err
+
+
+def test_a_rank_correlation_that_is_not_defined_is_none(capsys: Any) -> None:
+    scores = attribute(bert(), encoded(1), None, "grad-norm", dtype="bfloat16")
+    assert scores.metadata["moments"][0]["half_precision"]["loss"]["rank_correlation"] is None
+    said = capsys.readouterr().err
+    assert "differ from float32" in said
+    assert "rank correlation" not in said

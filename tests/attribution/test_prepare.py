@@ -92,7 +92,7 @@ def test_an_end_that_the_tokenizer_adds_is_not_doubled(causal, ending):
 
 def test_a_completion_is_cut_to_what_can_be_read(causal, ending):
     columns = {"prompt": ["the film was " * 9, "the film was " * 20], "completion": [" fine awful" * 9] * 2}
-    prepared, collate = prepare(columns, causal, ending)
+    prepared, _ = prepare(columns, causal, ending)
     for row, labelled in zip(prepared, (32 - 27, 0), strict=True):
         assert len(row["input_ids"]) == len(row["labels"]) == len(row["attention_mask"]) == 32
         assert sum(label != -100 for label in row["labels"]) == labelled
