@@ -31,6 +31,7 @@ from hfdataopt.gradients import (
     gram,
     kept_share,
     per_example_gradients,
+    per_example_loss,
     weights_hash,
 )
 from hfdataopt.gradients.capture import refuse_reentrant
@@ -278,6 +279,28 @@ class View:
         self.finite_rows(side, values, "the hidden state", on_nonfinite)
         return values
 
+    def losses(self, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss of each row, summed over its labelled tokens (nats), and their number: ``[rows]`` each."""
+
+        def read(batch: dict[str, Any]) -> torch.Tensor:
+            total, tokens = per_example_loss(self.model, batch, custom_loss=custom_loss)
+            return torch.stack([total.float(), tokens.to(total).float()], 1)
+
+        total, tokens = self.per_row(side, "loss", read, {"columns": ["loss", "tokens"]}).unbind(1)
+        return total, tokens
+
+    def labelled_rows(self, side: str, tokens: torch.Tensor) -> torch.Tensor:
+        """Which rows have a labelled token, ``[rows]`` bool; the others are counted in the facts and said.
+
+        Their loss and gradient are exactly 0, which would read as the best score there is.
+        """
+        labelled = tokens > 0
+        empty = [self.rows(side).ids[position] for position in torch.nonzero(~labelled).flatten().tolist()]
+        if empty:
+            self.say(f"{len(empty)} row(s) of the {side} have no labelled tokens and get no score: {name_rows(empty)}")
+            self.facts[f"unlabelled_{side}"] = len(empty)
+        return labelled
+
     # -- gradients
 
     def check_labels(self) -> None:
@@ -370,10 +393,7 @@ class View:
             queries = self.gradients("queries", of=of, target=target, **options).whole().T
             pool = self.gradients("pool", of=of, target=target, **options)
             return torch.cat([block @ queries for block in pool.blocks()])
-        good = {
-            side: torch.isfinite(self.squared_gradient_norms(side, of=of, target=target, **options))
-            for side in ("pool", "queries")
-        }
+        good = {side: torch.isfinite(self._squared_norms(side, of, target, options)[0]) for side in ("pool", "queries")}
         columns = torch.nonzero(good["queries"]).flatten().tolist()
         engine = self._engine_options(of, options)
 
@@ -401,32 +421,44 @@ class View:
     ) -> torch.Tensor:
         """Squared norm of each row's gradient ``[rows]`` float64; exact when ``basis="exact"``, else of the projection.
 
-        NaN for a row skipped for a non-finite gradient.
+        NaN for a row without labelled tokens, and for one skipped for a non-finite gradient.
         """
+        norms, tokens = self._squared_norms(side, of, target, options)
+        labelled = self.labelled_rows(side, tokens)
+        return torch.where(labelled, norms, torch.full_like(norms, float("nan")))
+
+    def _squared_norms(
+        self, side: str, of: Any, target: str, options: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squared gradient norms, NaN where one was skipped, and numbers of labelled tokens."""
         if options.get("basis") != "exact":
             features = self.gradients(side, of=of, target=target, **options)
-            return torch.cat([block.square().sum(1) for block in features.blocks()])
+            return torch.cat([block.square().sum(1) for block in features.blocks()]), features.tokens
         engine = self._engine_options(of, options)
         self._compare_precision(target, of, options.get("layers"), engine["dtype"])
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
             order = self.rows(side).by_length(positions)
             parts = list(gradient_norms(self.model, self.batches(side, order), **engine))
-            norms = torch.cat([part.squared_norm for part in parts])
-            losses = torch.cat([part.loss_sum for part in parts])
+            norms, losses, tokens = (
+                torch.cat([getattr(part, name) for part in parts]) for name in ("squared_norm", "loss_sum", "tokens")
+            )
             norms = torch.where(torch.isfinite(losses), norms, torch.full_like(norms, float("nan")))
-            return {"values": _in_order(norms, order, positions)}
+            return {name: _in_order(x, order, positions) for name, x in (("values", norms), ("tokens", tokens.long()))}
 
+        names = ("values", "tokens")
         manifest = {
             "kind": "norms",
+            "arrays": list(names),
             "target": target,
             "layers": options.get("layers"),
             "dtype": self.precision(options.get("dtype")),
         }
-        norms = _tensor(self._sharded(side, f"norms-{target}", manifest, shard)["values"])
+        arrays = self._sharded(side, f"norms-{target}", manifest, shard, names)
+        norms, tokens = (_tensor(arrays[name]) for name in names)
         self.facts["precision"] = self.precision(options.get("dtype"))
         finite = self.finite_rows(side, norms, "the gradient", options.get("on_nonfinite", "error"))
-        return torch.where(finite, norms, torch.full_like(norms, float("nan")))
+        return torch.where(finite, norms, torch.full_like(norms, float("nan"))), tokens
 
     def _engine_options(self, of: Any, options: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments of the exact functions of :mod:`hfdataopt.gradients`."""

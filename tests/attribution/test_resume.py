@@ -204,7 +204,7 @@ def test_a_training_resumed_without_earlier_scores_says_so(tmp_path: Path, capsy
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path, monkeypatch: Any) -> None:
     scores = attribute(bert(), encoded(6), None, "loss", output_dir=tmp_path)
-    monkeypatch.setattr(view.View, "pointwise", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(view.View, "per_row", lambda *_: pytest.fail("computed again"))
     np.testing.assert_array_equal(
         attribute(bert(), encoded(6), None, "loss", output_dir=tmp_path).values, scores.values
     )

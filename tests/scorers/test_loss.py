@@ -46,3 +46,42 @@ def test_declares_suspicion() -> None:
     scorer = get_scorer("loss")
     assert (scorer.meaning, scorer.default_when, scorer.combine) == ("suspicion", "epoch", "mean")
     assert not scorer.needs_queries
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("loss", {}),
+        ("loss", {"reduction": "sum"}),
+        ("grad-norm", {}),
+        ("self-influence", {}),
+        ("grad-norm", {"basis": "eigen", "floats_per_row": 256}),
+    ],
+)
+def test_a_row_without_labelled_tokens_has_no_score(name: str, options: dict[str, Any], capsys: Any) -> None:
+    model, pool = gpt2().eval(), questions(6).add_column("row_id", [f"r{i}" for i in range(6)])
+    empty = pool.map(
+        lambda row: {"labels": [-100] * len(row["labels"]) if row["row_id"] in ("r1", "r4") else row["labels"]}
+    )
+    scores = attribute(model, empty, None, name, **options)
+    assert np.flatnonzero(np.isnan(scores.values)).tolist() == [1, 4]
+    assert scores.metadata["moments"][0]["unlabelled_pool"] == 2
+    assert "skipped_pool" not in scores.metadata["moments"][0]
+    said = capsys.readouterr().err
+    assert f"{name}: 2 row(s) of the pool have no labelled tokens and get no score: 'r1', 'r4'" in said
+    if not options.get("basis"):
+        np.testing.assert_allclose(
+            np.delete(scores.values, [1, 4]),
+            attribute(model, pool, None, name, **options).values[[0, 2, 3, 5]],
+            rtol=1e-5,
+        )
+
+
+def test_an_ignored_class_has_no_score_and_a_zero_product(pool: Any, queries: Any) -> None:
+    model, labels = bert().eval(), list(pool["label"])
+    labels[2] = -100
+    ignored = pool.remove_columns("label").add_column("label", labels)
+    assert np.flatnonzero(np.isnan(attribute(model, ignored, None, "loss").values)).tolist() == [2]
+    scores = attribute(model, ignored, queries, "tracin", basis="exact")
+    assert scores.values[2] == 0  # training on it changes nothing
+    assert np.isfinite(scores.values).all()

@@ -7,14 +7,13 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from hfdataopt.attribution.scorer import PointwiseScorer
-from hfdataopt.attribution.view import View, custom_loss
-from hfdataopt.gradients import make_target
+from hfdataopt.attribution.view import View
 from hfdataopt.hookspecs import hookimpl
 
 
 @dataclass
 class Loss(PointwiseScorer):
-    """Minus the loss of each row, in nats.
+    """Minus the loss of each row, in nats; a row without labelled tokens gets no score.
 
     Args:
         reduction: ``mean`` over the row's labelled tokens (rows of different lengths compare), or their ``sum``.
@@ -30,9 +29,11 @@ class Loss(PointwiseScorer):
     def check(self, view: View) -> None:
         view.check_labels()
 
-    def score_batch(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
-        total, tokens = make_target(model, "loss", custom_loss=custom_loss)(model, batch)
-        return -(total / tokens.clamp_min(1) if self.reduction == "mean" else total)
+    def score(self, view: View) -> torch.Tensor:
+        total, tokens = view.losses("pool")
+        scored = view.labelled_rows("pool", tokens) & view.finite_rows("pool", total, "the loss", self.on_nonfinite)
+        losses = total / tokens if self.reduction == "mean" else total
+        return torch.where(scored, -losses, torch.full_like(losses, float("nan")))
 
 
 @hookimpl
