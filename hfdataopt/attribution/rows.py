@@ -75,9 +75,13 @@ def check_map_style(dataset: Any, who: str) -> None:
 
 
 def _refuse_stream(dataset: Any, who: str) -> None:
+    import datasets
+
     if isinstance(dataset, Mapping):
         raise DataError(f"{who} is a dict of datasets ({', '.join(map(str, dataset))}); pass one of them")
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    # torch's class has a __getitem__ that raises, and a subclass may state a length
+    streams = (torch.utils.data.IterableDataset, datasets.IterableDataset)
+    if isinstance(dataset, streams) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(
             f"{who}: {type(dataset).__name__} is a stream, whose rows have no identity; load it as a map-style dataset "
             "(for example Dataset.from_list(list(stream.take(10_000))))"

@@ -17,7 +17,7 @@ import torch
 from hfdataopt.attribution.probe import LinearProbe
 from hfdataopt.attribution.rows import Rows
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.gradients import find_task, unpeft
+from hfdataopt.gradients import find_task, name_rows, unpeft
 
 MAX_LABEL_WORDS = 64
 Pooling = Literal["auto", "mean", "first", "last", "answer"]
@@ -94,10 +94,18 @@ def _labels_of(model: Any, rows: Rows, who: str, batch_size: int) -> tuple[list[
 
 def _label_batches(rows: Rows, side: str, batch_size: int) -> Iterator[tuple[list[Any], torch.Tensor]]:
     """``(row ids, labels)`` of every collated batch."""
-    for positions, batch in rows.batches(batch_size):
+    batches = rows.batches(batch_size)
+    while True:
+        try:
+            positions, batch = next(batches)
+        except StopIteration:
+            return
+        except DataError:  # the collator failed: perhaps on a label that is None
+            _refuse_none(rows, side)
+            raise
         labels = batch.get("labels", batch.get("label"))
         if labels is None:
-            raw = next((rows.column(name) for name in ("label", "labels") if rows.column(name) is not None), None)
+            raw = _refuse_none(rows, side)
             if raw and isinstance(raw[0], str):
                 raise DataError(
                     f"{side} has labels that are strings, such as {raw[0]!r}; map them to class numbers "
@@ -109,6 +117,17 @@ def _label_batches(rows: Rows, side: str, batch_size: int) -> Iterator[tuple[lis
         if not isinstance(labels, torch.Tensor):
             raise DataError(f"{side}: labels must be collated to a tensor; got {type(labels).__name__}")
         yield [rows.ids[p] for p in positions], labels
+
+
+def _refuse_none(rows: Rows, side: str) -> list[Any] | None:
+    """The column of labels before collation, if there is one; raises where a row's label is None."""
+    raw = next((column for name in ("label", "labels") if (column := rows.column(name)) is not None), None)
+    missing = [row for row, value in zip(rows.ids, raw or [], strict=False) if value is None]
+    if missing:
+        raise DataError(
+            f"{side}: the label of {len(missing)} row(s) is None: {name_rows(missing)}; give them a label or leave them out"
+        )
+    return raw
 
 
 def _check_classes(labels: torch.Tensor, ids: list[Any], side: str, model: Any, ignored: int | None = None) -> None:

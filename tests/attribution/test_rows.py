@@ -61,9 +61,23 @@ def test_bad_ids_are_named(ids, message):
         with_row_ids(dataset)
 
 
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(TEXTS)
+
+
+class Measured(Endless):
+    """A stream that states a length."""
+
+    def __len__(self):
+        return 3
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
+        (Endless(), "the pool: Endless is a stream, whose rows have no identity"),
+        (Measured(), "the pool: Measured is a stream, whose rows have no identity"),
         (None, "the pool is None; pass a dataset"),
         (TEXTS.select([]), "the pool is empty"),
         (TEXTS.to_iterable_dataset(), "the pool: IterableDataset is a stream, whose rows have no identity"),

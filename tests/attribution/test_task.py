@@ -1,11 +1,13 @@
 """Labels, heads, pooled features and the linear probe."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import DataCollatorWithPadding
 
 from hfdataopt import attribute
 from hfdataopt.attribution.probe import cross_validated_confidence, fit_linear_probe
@@ -33,6 +35,7 @@ from ..tiny import (
     masked_lm,
     plain_texts,
     questions,
+    tokenizer,
 )
 
 KERNEL_LIKE = ["freeshap", "label-consistency", "loo", "knn-shapley", "representer", "cv-confidence"]
@@ -68,6 +71,16 @@ def test_labels_that_do_not_fit(name: str, values: list[Any], message: str) -> N
 def test_labels_missing(name: str) -> None:
     with pytest.raises(DataError, match=rf"{name}.*the pool has no labels.*attention_mask.*'label' or 'labels'"):
         attribute(bert(), encoded(4).remove_columns(["label"]), encoded(4), name)
+
+
+@pytest.mark.parametrize("collate", [None, DataCollatorWithPadding(tokenizer())], ids=["own", "transformers"])
+@pytest.mark.parametrize("values", [[None, 1, 0, None], [0, 1, None, 0]], ids=["first", "later"])
+@pytest.mark.parametrize("name", [*KERNEL_LIKE, *LOSS_LIKE])
+def test_a_label_that_is_none_is_named(name: str, values: list[Any], collate: Any) -> None:
+    rows = [f"r{i}" for i, value in enumerate(values) if value is None]
+    message = f"{name}: the pool: the label of {len(rows)} row(s) is None: {', '.join(map(repr, rows))}; give them"
+    with pytest.raises(DataError, match=re.escape(message)):
+        attribute(bert(), with_label(values), encoded(4), name, data_collator=collate)
 
 
 @pytest.mark.parametrize("name", KERNEL_LIKE)
