@@ -8,6 +8,7 @@ import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,22 @@ class Scores:
     # -- ranking
 
     def top(self, k: int | None = None, fraction: float | None = None) -> list[Any]:
-        """Row ids of the best ``k`` rows, or of the best ``fraction``, best first; ties by row id."""
-        return [self.row_ids[i] for i in self._ranked()[: count_of(k, fraction, len(self))]]
+        """Row ids of the best ``k`` rows, or of the best ``fraction`` of all, best first; ties by row id.
+
+        Raises:
+            OptionError: not exactly one size, one out of range, or more rows than have a score.
+        """
+        return self._first(k, fraction, worst_first=False)
 
     def bottom(self, k: int | None = None, fraction: float | None = None) -> list[Any]:
-        """Row ids of the worst rows, worst first: the ones to inspect. Ties by row id."""
-        return [self.row_ids[i] for i in self._ranked(worst_first=True)[: count_of(k, fraction, len(self))]]
+        """Row ids of the worst rows, worst first: the ones to inspect. Ties by row id; raises as :meth:`top`."""
+        return self._first(k, fraction, worst_first=True)
+
+    def _first(self, k: int | None, fraction: float | None, worst_first: bool) -> list[Any]:
+        count, ranked = count_of(k, fraction, len(self)), self._ranked(worst_first)
+        if count > len(ranked):
+            raise OptionError(f"{self.scorer}: {count} rows were asked for but only {len(ranked)} have a score")
+        return [self.row_ids[i] for i in ranked[:count]]
 
     def _ranked(self, worst_first: bool = False) -> list[int]:
         sign = 1.0 if worst_first else -1.0
@@ -375,9 +386,9 @@ def count_of(k: int | None, fraction: float | None, rows: int) -> int:
     if (k is None) == (fraction is None):
         raise OptionError(f"give exactly one of k and fraction; got k={k}, fraction={fraction}")
     if k is not None:
-        if isinstance(k, bool) or not isinstance(k, int) or not 0 < k <= rows:
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 0 < k <= rows:
             raise OptionError(f"k={k!r} must be a whole number from 1 to {rows}, the number of rows")
-        return k
+        return int(k)
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
         raise OptionError(f"fraction={fraction!r} must be above 0 and at most 1")
     return max(1, round(fraction * rows))

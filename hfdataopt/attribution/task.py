@@ -122,7 +122,7 @@ def _label_batches(rows: Rows, side: str, batch_size: int) -> Iterator[tuple[lis
 def _refuse_none(rows: Rows, side: str) -> list[Any] | None:
     """The column of labels before collation, if there is one; raises where a row's label is None."""
     raw = next((column for name in ("label", "labels") if (column := rows.column(name)) is not None), None)
-    missing = [row for row, value in zip(rows.ids, raw or [], strict=False) if value is None]
+    missing = [rows.ids[position] for position, value in enumerate(raw or []) if value is None]
     if missing:
         raise DataError(
             f"{side}: the label of {len(missing)} row(s) is None: {name_rows(missing)}; give them a label or leave them out"

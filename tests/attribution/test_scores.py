@@ -37,11 +37,18 @@ def named(ids=None, data=DATA):
 
 def test_top_and_bottom_order_ties_by_row_id_and_leave_out_unscored_rows():
     scores = score(DATA)
-    assert scores.top(k=6) == [2, 5, 0, 3, 1]
-    assert scores.bottom(k=6) == [1, 0, 3, 5, 2]
-    assert scores.top(k=2) == [2, 5]
+    assert scores.top(k=5) == [2, 5, 0, 3, 1]
+    assert scores.bottom(k=5) == [1, 0, 3, 5, 2]
+    assert scores.top(k=2) == scores.top(k=np.int64(2)) == [2, 5]
     assert scores.top(fraction=0.5) == [2, 5, 0]
     assert scores.bottom(fraction=0.01) == [1]
+
+
+@pytest.mark.parametrize("size", [{"k": 6}, {"fraction": 1.0}])
+def test_more_rows_than_have_a_score_are_refused(size):
+    for method in ("top", "bottom"):
+        with pytest.raises(OptionError, match="toy-scorer: 6 rows were asked for but only 5 have a score"):
+            getattr(score(DATA), method)(**size)
 
 
 def test_ties_go_by_row_id_and_not_by_position():
