@@ -21,6 +21,9 @@ from hfdataopt.options import check_range
 class Representer(Scorer):
     """Contribution of each row to the logit of each query's own label.
 
+    What is explained is a last layer refit on the features that ``pooling`` takes. The model's own head may read others (BERT's
+    pooler, say): its probabilities are then the targets, and the refit only comes as close to them as these features allow.
+
     Args:
         l2: penalty of the refit; the objective is the mean cross-entropy + l2 * |W|^2.
         targets: ``model`` refits to the model's own probabilities, as the paper does; ``labels`` to the given labels.
