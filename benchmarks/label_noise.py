@@ -54,7 +54,7 @@ SCORERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "label-consistency, leave-one-out": ("label-consistency", {"form": "leave-one-out"}, ("begin",)),
     "label-consistency, hidden state": ("label-consistency", {"kernel": "hidden"}, ("begin",)),
     "label-consistency, sum of both": ("label-consistency", {"kernel": "sum"}, ("begin",)),
-    "cv-confidence": ("cv-confidence", {}, ("begin", "training")),
+    "cv-confidence": ("cv-confidence", {}, ("begin", "training", "cv")),
     "knn-shapley": ("knn-shapley", {}, ("begin", "training")),
     "loo": ("loo", {}, ("begin", "training")),
     "representer": ("representer", {}, ("begin", "training")),
@@ -167,7 +167,7 @@ def run(name: str, folder: Path, seed: int, stage: str, permutations: int) -> di
         arguments = transformers.TrainingArguments(
             work,
             num_train_epochs=EPOCHS,
-            max_steps=1 if stage == "begin" else -1,
+            max_steps=-1 if stage == "training" else 1,
             learning_rate=RATE,
             per_device_train_batch_size=32,
             per_device_eval_batch_size=32,
@@ -240,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="?", choices=("sst2", "trec", "dolly", "rte"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--stage", choices=("begin", "training"), default="begin")
+    parser.add_argument("--stage", choices=("begin", "training", "cv"), default="begin", help="cv: only cv-confidence")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--permutations", type=int, default=100, help="of freeshap (its default is 200)")
     parser.add_argument(

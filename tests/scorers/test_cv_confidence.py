@@ -14,19 +14,18 @@ from ..tiny import encoded, mean_hidden
 def test_equals_scikit_learn_on_the_same_folds(model: Any) -> None:
     from sklearn.linear_model import LogisticRegression
 
-    pool, l2 = encoded(40, seed=1, flipped=(3, 8)), 0.05
-    scores = attribute(model, pool, None, "cv-confidence", l2=l2, seed=2)
+    pool, strength = encoded(40, seed=1, flipped=(3, 8)), 3.0
+    scores = attribute(model, pool, None, "cv-confidence", inverse_penalty=strength, seed=2)
     features, labels = mean_hidden(model, pool).numpy(), np.array(pool["label"][:])
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
     fold = np.empty(40, int)
     fold[shuffled(list(range(40)), 2)] = np.arange(40) % 5
     expected = np.empty(40)
     for k in range(5):
         train, held = fold != k, fold == k
-        mean, scale = features[train].mean(0), features[train].std(0)
-        # Two classes as softmax with |W|^2 over both rows: w = W_1 - W_0 has penalty l2 / 4 |w|^2.
-        regression = LogisticRegression(C=2 / (l2 * train.sum()), tol=1e-10, max_iter=10_000)
-        regression.fit((features[train] - mean) / scale, labels[train])
-        probabilities = regression.predict_proba((features[held] - mean) / scale)
+        regression = LogisticRegression(C=strength, tol=1e-10, max_iter=10_000)
+        regression.fit(features[train], labels[train])
+        probabilities = regression.predict_proba(features[held])
         expected[held] = probabilities[np.arange(held.sum()), labels[held]]
     np.testing.assert_allclose(scores.values, expected, atol=1e-4)
 

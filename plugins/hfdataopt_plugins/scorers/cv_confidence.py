@@ -21,7 +21,7 @@ class CvConfidence(Scorer):
 
     Args:
         folds: of the cross-validation, drawn by (seed, row id).
-        l2: penalty of the probe on standardised features.
+        inverse_penalty: of the logistic regression on unit vectors, scikit-learn's ``C``.
         pooling: how hidden states become one vector.
     """
 
@@ -31,14 +31,14 @@ class CvConfidence(Scorer):
     needs_queries: ClassVar[bool] = False
 
     folds: int = 5
-    l2: float = 1e-2
+    inverse_penalty: float = 1.0
     pooling: Pooling = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "folds", at_least=2)
-        check_range(self, "l2", at_least=0)
+        check_range(self, "inverse_penalty", above=0)
         check_range(self, "seed", at_least=0)
 
     def check(self, view: View) -> None:
@@ -49,7 +49,12 @@ class CvConfidence(Scorer):
         features = view.embeddings("pool", self.pooling)
         return Result(
             cross_validated_confidence(
-                features, labels.pool, view.pool.ids, folds=self.folds, seed=self.seed, l2=self.l2
+                features,
+                labels.pool,
+                view.pool.ids,
+                folds=self.folds,
+                seed=self.seed,
+                inverse_penalty=self.inverse_penalty,
             )
         )
 
