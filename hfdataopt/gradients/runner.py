@@ -247,10 +247,11 @@ def forward_backward(
             )
         values = values.unsqueeze(1) if values.dim() == 1 else values
         summed = values.float().sum(0) if weights is None else weights.to(values.device) @ values.float()
+        objectives = summed.unbind()  # here, where gradients are recorded also for a caller that has turned them off
     collectors = []
-    for column, objective in enumerate(summed.unbind()):
+    for column, objective in enumerate(objectives):
         collectors.append(new_collector())
-        capture.backward(objective, collectors[-1], keep_graph=column + 1 < len(summed))
+        capture.backward(objective, collectors[-1], keep_graph=column + 1 < len(objectives))
     return values, tokens, collectors
 
 
