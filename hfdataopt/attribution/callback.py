@@ -103,10 +103,8 @@ class AttributionCallback(TrainerCallback):
                     )
                 self._observe(args, state, kwargs)
             self._finish(args, state)
-        elif run.pending is not None and self.when in ("epoch", "save"):
-            # The process was stopped while scoring this checkpoint, whose event does not come again.
-            if run.pending.step not in {moment.step for moment, _, _ in run.results}:
-                run.observe(model, run.pending, kwargs.get("optimizer"))
+        elif self._missed(run, state):
+            self._observe(args, state, kwargs)
         elif state.global_step > 0 and not run.results and self.when in ("epoch", "save") and run.processes.is_main:
             say(
                 f"{self.scorer.name}: training resumes at step {state.global_step}, but {run.folder} holds no earlier moment; "
@@ -135,6 +133,15 @@ class AttributionCallback(TrainerCallback):
                 say(f"{self.scorer.name}: training ended before the first moment ({self.when}); there are no scores")
 
     # -- what the events do
+
+    def _missed(self, run: ScoringRun, state: Any) -> bool:
+        """Whether training resumes from a checkpoint that was to be scored, and the process was stopped before that was done:
+        while scoring it, or while another callback worked. Its event does not come again."""
+        if state.global_step == 0 or any(moment.step == state.global_step for moment, _, _ in run.results):
+            return False
+        if self.when == "save":
+            return run.taken_up
+        return self.when == "epoch" and (run.pending is not None or (run.taken_up and float(state.epoch).is_integer()))
 
     def _observe(self, args: Any, state: Any, kwargs: dict[str, Any]) -> None:
         assert self._run is not None and self._rates is not None

@@ -88,7 +88,8 @@ class ScoringRun:
         self.replace = replace
         self.processes = Processes.current()
         self.results: list[tuple[Moment, str, Result]] = []
-        self.pending: Moment | None = None  # the moment that an earlier process was scoring when it was stopped
+        self.pending: int | None = None  # the step that an earlier process was scoring when it was stopped
+        self.taken_up = False  # whether the folder holds what this very run recorded before it was stopped
         self.memory = MemoryLimit()
         self.half_precision: dict[str, Any] = {}  # by target; compared at the first moment
         self.seconds = 0.0
@@ -111,23 +112,26 @@ class ScoringRun:
         """
         if self.folder is None:
             return
-        self.processes.run_on_main(lambda: self._prepare_folder(resumed_step))
+        self.taken_up = self.processes.run_on_main(lambda: self._prepare_folder(resumed_step))
         recorded = self.processes.run_on_main(self._recorded)
         for entry in recorded["moments"]:
             result = self._load_result(self.folder / entry["folder"])
             if result is not None:
-                self._take(_moment_of(entry), entry["weights"], result)
-        if recorded["pending"] is not None:
-            self.pending = _moment_of(recorded["pending"])
+                moment = Moment(entry["step"], entry["learning_rate"], entry["epoch"])
+                self._take(moment, entry["weights"], result)
+        self.pending = recorded["pending"]
 
-    def _prepare_folder(self, resumed_step: int) -> None:
+    def _prepare_folder(self, resumed_step: int) -> bool:
+        """Make the folder ready; whether this very run was recorded there."""
         assert self.folder is not None
         file = self.folder / "run.json"
+        taken_up = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if file.is_file():
                 found = json.loads(file.read_text())
                 differs = [name for name in self._document if found.get(name) != self._document[name]]
+                taken_up = not differs
                 if differs and not self.replace:
                     raise StoreError(
                         f"{str(self.folder)!r} holds a run of scorer {found.get('scorer')!r} whose {' and '.join(differs)} differ from this "
@@ -144,15 +148,16 @@ class ScoringRun:
             moments = [entry for entry in recorded["moments"] if entry["step"] <= resumed_step]
             if resumed_step == 0:
                 moments = [entry for entry in moments if entry["step"] == 0 and self.scorer_runs_at_start]
-            pending = recorded["pending"] if (recorded["pending"] or {}).get("step") == resumed_step > 0 else None
+            pending = recorded["pending"] if recorded["pending"] == resumed_step > 0 else None
             write_json(file, {**self._document, "moments": moments, "pending": pending}, self.scorer.name)
         except (OSError, json.JSONDecodeError) as error:
             raise StoreError(f"{self.scorer.name}: the folder {str(self.folder)!r} cannot be used: {error}") from error
+        return taken_up
 
     scorer_runs_at_start = False
 
     def _recorded(self) -> dict[str, Any]:
-        """The finished moments in ``run.json`` and the pending one, or None."""
+        """The finished moments in ``run.json``, and the step of the pending one or None."""
         assert self.folder is not None
         file = self.folder / "run.json"
         found = json.loads(file.read_text()) if file.is_file() else {}
@@ -209,7 +214,7 @@ class ScoringRun:
         """Score at this moment; a result already on disk for the same weights is taken instead."""
         started = time.monotonic()
         if self.folder is not None:
-            self.processes.run_on_main(lambda: self._record_moments(moment))
+            self.processes.run_on_main(lambda: self._record_moments(moment.step))
         weights = weights_hash(model)
         with self._folder_of(moment, weights) as folder:
             # The main process looks, for all: another might already see what it saves a little later.
@@ -238,14 +243,13 @@ class ScoringRun:
             self.processes.run_on_main(lambda: self._save_result(folder, result))
         return result
 
-    def _record_moments(self, pending: Moment | None = None) -> None:
+    def _record_moments(self, pending: int | None = None) -> None:
         assert self.folder is not None
         moments = [
             {**dataclasses.asdict(moment), "weights": weights, "folder": _moment_folder(moment, weights)}
             for moment, weights, _ in self.results
         ]
-        under_way = None if pending is None else dataclasses.asdict(pending)
-        document = {**self._document, "moments": moments, "pending": under_way}
+        document = {**self._document, "moments": moments, "pending": pending}
         write_json(self.folder / "run.json", document, self.scorer.name)
 
     def _save_result(self, folder: Path, result: Result) -> None:
@@ -327,10 +331,6 @@ class ScoringRun:
             where = f"; saved in {self.folder}" if self.folder is not None else ""
             say(f"{scores}; {len(results)} moment{'s' * (len(results) > 1)}, {self.seconds:.1f} s{where}")
         return scores
-
-
-def _moment_of(entry: dict[str, Any]) -> Moment:
-    return Moment(entry["step"], entry["learning_rate"], entry["epoch"])
 
 
 def _moment_folder(moment: Moment, weights: str) -> str:

@@ -189,6 +189,26 @@ def test_a_moment_killed_while_scoring_is_made_up_for(
     assert moments[0] == moments[1]
 
 
+@pytest.mark.parametrize("when", ["save", "epoch"])
+def test_a_moment_killed_while_another_callback_works_is_made_up_for(tmp_path: Path, when: Any) -> None:
+    class Killed(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 6:
+                raise KeyboardInterrupt
+
+    saves = {"save_strategy": "steps", "save_steps": 3}
+    undisturbed = AttributionCallback("loss", when=when)
+    training(tmp_path / "a", undisturbed, **saves).train()
+    with pytest.raises(KeyboardInterrupt):
+        training(tmp_path / "b", Killed(), AttributionCallback("loss", when=when), **saves).train()
+    resumed = AttributionCallback("loss", when=when)
+    training(tmp_path / "b", resumed, **saves).train(resume_from_checkpoint=True)
+    assert undisturbed.scores is not None
+    assert resumed.scores is not None
+    np.testing.assert_array_equal(resumed.scores.values, undisturbed.scores.values)
+    assert [m["step"] for m in resumed.scores.metadata["moments"]] == [3, 6, 9]
+
+
 def test_a_training_resumed_without_earlier_scores_says_so(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         training(tmp_path, Crash()).train()
