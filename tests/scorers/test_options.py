@@ -32,7 +32,7 @@ from ..tiny import bert, encoded, tokenizer
         ("tracin", "floats_per_row", -8, "at least 1"),
         ("self-influence", "floats_per_row", 0, "at least 1"),
         ("cv-confidence", "folds", 1, "at least 2"),
-        ("cv-confidence", "l2", -0.1, "at least 0"),
+        ("cv-confidence", "inverse_penalty", 0.0, "above 0"),
         ("cv-confidence", "seed", -1, "at least 0"),
         ("representer", "l2", 0.0, "above 0"),
         ("knn-shapley", "k", 0, "at least 1"),
@@ -50,7 +50,7 @@ def test_numbers_out_of_range(name: str, option: str, value: Any, wanted: str) -
     [
         ("freeshap", {"ridge": 0.0, "truncation": 0.5, "workers": None, "tolerance": None, "beta": (1, 4.0)}),
         ("freeshap", {"ridge": "auto", "seed": 0, "workers": 1, "truncation": None}),
-        ("cv-confidence", {"folds": 2, "l2": 0.0}),
+        ("cv-confidence", {"folds": 2, "inverse_penalty": 0.1}),
         ("knn-shapley", {"k": 1}),
     ],
 )
