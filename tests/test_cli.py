@@ -148,13 +148,13 @@ def test_a_config_file_gives_what_the_command_line_does_not(call, model, files, 
     config = tmp_path / "score.yaml"
     config.write_text(
         f"scorer: cv-confidence\nmodel: {model}\npool: {files / 'pool.jsonl'}\noutput_dir: {tmp_path / 'out'}\n"
-        "text: sentence\nlabel: class\nfolds: 3\nl2: 1e-3\nshow: 1\nbatch_size: 4\n"
+        "text: sentence\nlabel: class\nfolds: 3\ninverse_penalty: 1e-3\nshow: 1\nbatch_size: 4\n"
     )
     status, out, err = call("score", "--config", config, "--folds", 2)
     assert status == 0, err
     assert len(out) == 5
     options = Scores.load(tmp_path / "out").metadata["options"]
-    assert (options["folds"], options["l2"]) == (2, 1e-3)
+    assert (options["folds"], options["inverse_penalty"]) == (2, 1e-3)
 
 
 def test_show_nothing(call, model, files, tmp_path):

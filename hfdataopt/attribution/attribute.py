@@ -6,9 +6,10 @@ from typing import Any
 
 from hfdataopt.attribution.callback import resolve_scorer
 from hfdataopt.attribution.checkpoint import Checkpoint
+from hfdataopt.attribution.moment import Moment
 from hfdataopt.attribution.prepare import prepare_dataset
 from hfdataopt.attribution.rows import Rows
-from hfdataopt.attribution.run import Moment, ScoringRun
+from hfdataopt.attribution.run import ScoringRun
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError

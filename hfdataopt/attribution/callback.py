@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
+from hfdataopt.attribution.moment import Moment
 from hfdataopt.attribution.prepare import prepare_dataset
 from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.rows import ROW_ID, Rows, check_map_style
-from hfdataopt.attribution.run import Moment, ScoringRun
+from hfdataopt.attribution.run import ScoringRun
 from hfdataopt.attribution.scorer import Scorer, When
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.console import say

@@ -25,35 +25,20 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from hfdataopt.attribution.moment import Moment
 from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.quiet import untouched
+from hfdataopt.attribution.reader import write_json
 from hfdataopt.attribution.rows import ROW_ID, Rows, sample_hashes
 from hfdataopt.attribution.scorer import MEANINGS, Result, Scorer
 from hfdataopt.attribution.scores import Scores
-from hfdataopt.attribution.view import View, write_json
+from hfdataopt.attribution.view import View
 from hfdataopt.console import say
 from hfdataopt.errors import StoreError
 from hfdataopt.gradients import MemoryLimit, weights_hash
 from hfdataopt.plugins import host
 
 EXPLAIN_TOKENS = 20_000_000  # input_ids kept beside the scores for `explain`, at most (80 MB)
-
-
-@dataclasses.dataclass(frozen=True)
-class Moment:
-    """When a scorer looks.
-
-    Attributes:
-        step: optimizer steps taken.
-        learning_rate: weight of this moment in a sum over learning rates.
-        epoch: of the trainer, or None.
-        fresh: whether a training begins here, so that parts of the model may be untrained.
-    """
-
-    step: int
-    learning_rate: float = 1.0
-    epoch: float | None = None
-    fresh: bool = False
 
 
 class ScoringRun:

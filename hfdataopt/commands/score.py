@@ -91,7 +91,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     )
     print(scores)
     where_is = {row: position for position, row in enumerate(scores.row_ids)}
-    count = min(arguments.show, len(scores))
+    count = min(arguments.show, sum(value == value for value in scores.values))  # NaN: no score
     for title, ids in (("lowest", scores.bottom(k=count)), ("highest", scores.top(k=count))) if count else ():
         print(f"{title} {count}:")
         for row in ids:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hfdataopt import attribute
-from hfdataopt.attribution import view
+from hfdataopt.attribution import reader
 from hfdataopt.errors import DataError
 from hfdataopt.gradients import runner
 
@@ -39,7 +39,7 @@ class Small:
 
 @pytest.fixture(autouse=True)
 def _many_shards(monkeypatch: Any) -> None:
-    monkeypatch.setattr(view, "ROWS_PER_SHARD", 8)
+    monkeypatch.setattr(reader, "ROWS_PER_SHARD", 8)
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ import os, sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, os.environ["TESTED_ROOT"])
 from hfdataopt import AttributionCallback, attribute
-from hfdataopt.attribution import view
+from hfdataopt.attribution import reader, view
 from hfdataopt.attribution.processes import Processes
 from hfdataopt.errors import DataError, StoreError
 from tests.tiny import bert, encoded, tokenizer
-view.ROWS_PER_SHARD = 4
+reader.ROWS_PER_SHARD = 4
 out = sys.argv[1]
 pool, queries = encoded(13), encoded(5, seed=7)
 OPTIONS = {"tracin": {"floats_per_row": 300}, "freeshap": {"permutations": 4}}
@@ -51,7 +51,7 @@ def write(self, shard, arrays):
         raise DataError("only here")
     original(self, shard, arrays)
 
-original, view.GradientStore.write = view.GradientStore.write, write
+original, reader.GradientStore.write = reader.GradientStore.write, write
 for folder in (f"{out}/broken", None):
     try:
         attribute(bert().eval(), pool, queries, "loss", output_dir=folder)

@@ -13,7 +13,7 @@ import pytest
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfdataopt import AttributionCallback, Scores, attribute
-from hfdataopt.attribution import view
+from hfdataopt.attribution import reader, view
 from hfdataopt.errors import StoreError
 
 from ..tiny import bert, encoded, tokenizer
@@ -39,11 +39,11 @@ SCORE = """
 import json, sys, time, torch
 torch.set_num_threads(1)
 from hfdataopt import attribute
-from hfdataopt.attribution import view
+from hfdataopt.attribution import reader, view
 from hfdataopt.gradients import GradientStore
 from tests.tiny import bert, encoded
 folder, name, options, pause = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4])
-view.ROWS_PER_SHARD = 5
+reader.ROWS_PER_SHARD = 5
 write = GradientStore.write
 def slow(self, shard, arrays):
     write(self, shard, arrays)
@@ -62,7 +62,7 @@ attribute(bert().eval(), encoded(40, ids=True), encoded(6, seed=7), name, output
     ],
 )
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: Any, name: str, options: dict[str, Any]) -> None:
-    monkeypatch.setattr(view, "ROWS_PER_SHARD", SHARD)
+    monkeypatch.setattr(reader, "ROWS_PER_SHARD", SHARD)
     pool, queries = encoded(ROWS, ids=True), encoded(6, seed=7)
     undisturbed = attribute(bert().eval(), pool, queries, name, **options)
     process = run_python(SCORE, str(tmp_path), name, json.dumps(options), "0.2")
@@ -77,13 +77,13 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: Any, name: str, optio
     assert process.returncode == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
     assert not list(tmp_path.glob("scores.*"))
     again: list[tuple[str, int]] = []
-    original = view.GradientStore.write
+    original = reader.GradientStore.write
 
     def counted(self: Any, shard: int, arrays: Any) -> None:
         again.append((self.folder.name, shard))
         original(self, shard, arrays)
 
-    monkeypatch.setattr(view.GradientStore, "write", counted)
+    monkeypatch.setattr(reader.GradientStore, "write", counted)
     scores = attribute(bert().eval(), pool, queries, name, output_dir=tmp_path, **options)
     np.testing.assert_array_equal(scores.values, undisturbed.values)
     finished = {tuple(entry.split()[1:]) for entry in written}
