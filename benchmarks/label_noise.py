@@ -233,6 +233,8 @@ PAIRS = (
     ("freeshap (default: eNTK, log-likelihood)", "cv-confidence"),
     ("label-consistency (default: out-of-bag, eNTK)", "cv-confidence"),
     ("label-consistency, leave-one-out", "cv-confidence"),
+    ("label-consistency, hidden state", "cv-confidence"),
+    ("label-consistency, sum of both", "cv-confidence"),
 )
 
 
