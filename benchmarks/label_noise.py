@@ -1,9 +1,9 @@
 """How well each scorer finds flipped labels: 1,000 rows of real text, 10 % flipped, MiniLM fine-tuned by the Trainer.
 
 AUC of "lowest score = flipped" (0.5 is chance); mean and 95 % t interval over seeds. All scorers of a seed see the same rows,
-flips and model. Two stages, which may have run for different numbers of seeds: ``begin`` scores before the first step with
-the methods whose moment that is; ``training`` follows one training run and scores at its beginning, after the first epoch and
-at the end.
+flips and model. Stages, which may have run for different numbers of seeds: ``begin`` scores before the first step with the
+methods whose moment that is; ``training`` follows one training run and scores at its beginning, after the first epoch and at
+the end; ``head`` does so for FreeShap on the model's own head; ``cv`` runs cross-validated confidence alone.
 Cross-validated confidence is a 5-fold logistic regression on the same frozen features, the same folds for all.
 
     python benchmarks/label_noise.py sst2 --stage begin --seeds 10 --output docs/label_noise_sst2.json
@@ -47,9 +47,9 @@ SCORERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "freeshap, hidden state": ("freeshap", {"kernel": "hidden"}, ("begin",)),
     "freeshap, sum of both": ("freeshap", {"kernel": "sum"}, ("begin",)),
     "freeshap, utility=margin": ("freeshap", {"utility": "margin"}, ("begin",)),
-    "freeshap, head=model": ("freeshap", {"head": "model"}, ("training",)),
+    "freeshap, head=model": ("freeshap", {"head": "model"}, ("head",)),
     "freeshap, preset=paper": ("freeshap", {"preset": "paper"}, ("begin",)),
-    "freeshap, preset=paper, head=model": ("freeshap", {"preset": "paper", "head": "model"}, ("training",)),
+    "freeshap, preset=paper, head=model": ("freeshap", {"preset": "paper", "head": "model"}, ("head",)),
     "label-consistency (default: out-of-bag, eNTK)": ("label-consistency", {}, ("begin", "training")),
     "label-consistency, leave-one-out": ("label-consistency", {"form": "leave-one-out"}, ("begin",)),
     "label-consistency, hidden state": ("label-consistency", {"kernel": "hidden"}, ("begin",)),
@@ -113,7 +113,7 @@ class AtBegin(AttributionCallback):
         self._observe(args, state, kwargs)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.scorer.stage == "training":  # type: ignore[attr-defined]
+        if self.scorer.stage in ("training", "head"):  # type: ignore[attr-defined]
             super().on_epoch_end(args, state, control, **kwargs)
 
 
@@ -167,7 +167,7 @@ def run(name: str, folder: Path, seed: int, stage: str, permutations: int) -> di
         arguments = transformers.TrainingArguments(
             work,
             num_train_epochs=EPOCHS,
-            max_steps=-1 if stage == "training" else 1,
+            max_steps=-1 if stage in ("training", "head") else 1,
             learning_rate=RATE,
             per_device_train_batch_size=32,
             per_device_eval_batch_size=32,
@@ -242,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="?", choices=("sst2", "trec", "dolly", "rte"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--stage", choices=("begin", "training", "cv"), default="begin", help="cv: only cv-confidence")
+    parser.add_argument("--stage", choices=("begin", "training", "head", "cv"), default="begin")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--permutations", type=int, default=100, help="of freeshap (its default is 200)")
     parser.add_argument(

@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hfdataopt{_verb(argv)}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"hfdataopt{_verb(argv)}: interrupted", file=sys.stderr)
+        print(
+            f"hfdataopt{_verb(argv)}: interrupted; what is finished is kept, and `hfdataopt score` goes on from it when run again",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset
 
-from hfdataopt import Scores
+from hfdataopt import Scores, with_row_ids
 from hfdataopt.cli import main
 from hfdataopt.commands import demo
 from hfdataopt.demo.sentences import generate
@@ -64,6 +65,19 @@ def test_own_data_prints_nothing_about_flips(own, tmp_path, capsys):
         rows = list(csv.DictReader(stream))
     assert len(rows) == 60
     assert set(rows[0]) == {"row", "freeshap", "suspicious", "label", "text"}
+
+
+def test_rows_are_those_of_the_file_also_when_it_is_sampled(own, tmp_path, capsys):
+    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert main(["demo", *own, "--seeds", "0", "--limit", "40"]) == 0
+    with (tmp_path / "out" / "rows.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 40
+    assert len({row["row"] for row in rows}) == 40
+    assert all(lines[int(row["row"])]["review"] == row["text"] for row in rows)
+    scores = Scores.load(tmp_path / "out" / "scores" / "freeshap")
+    joined = scores.join(with_row_ids(Dataset.from_list(lines)))
+    assert sum(value is not None for value in joined["score_freeshap"][:]) == 40
 
 
 def test_own_data_with_injected_flips(own, capsys):

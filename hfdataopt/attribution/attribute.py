@@ -49,6 +49,8 @@ def attribute(
         Scores, higher = more helpful.
     """
     chosen = resolve_scorer(scorer, options)
+    if not hasattr(model, "forward"):
+        raise OptionError(f"attribute: model={model!r} is no model; load it first, for example with from_pretrained")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise OptionError(f"attribute: batch_size={batch_size!r} must be a whole number of at least 1")
     if chosen.needs_queries and queries is None:

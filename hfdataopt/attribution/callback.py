@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.plugins import get_scorer
 
+_FOLDERS: "weakref.WeakValueDictionary[str, AttributionCallback]" = weakref.WeakValueDictionary()
 WHEN = ("train_begin", "epoch", "save", "train_end")
 
 
@@ -65,6 +67,7 @@ class AttributionCallback(TrainerCallback):
         self.scores: Scores | None = None
         self._queries, self._pool, self._output_dir, self._batch_size = queries, pool, output_dir, batch_size
         self._run: ScoringRun | None = None
+        self._state: Any = None
         self._rates: _LearningRates | None = None
 
     # -- events
@@ -78,11 +81,13 @@ class AttributionCallback(TrainerCallback):
         processing_class = kwargs.get("processing_class")
         pool = self._make_pool(loader, collate, keep, model, processing_class)
         queries = self._make_queries(collate, keep, model, processing_class)
+        folder = os.path.abspath(self._output_dir or os.path.join(args.output_dir, "attribution", self.scorer.name))
+        self._claim(folder, state)
         run = ScoringRun(
             self.scorer,
             pool,
             queries,
-            folder=self._output_dir or os.path.join(args.output_dir, "attribution", self.scorer.name),
+            folder=folder,
             batch_size=self._batch_size or args.per_device_eval_batch_size,
             processing_class=processing_class,
             autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
@@ -167,6 +172,16 @@ class AttributionCallback(TrainerCallback):
                 if tracker in (args.report_to or []) and tracker in sys.modules:
                     sys.modules[tracker].log(report)
         self._run = None
+
+    def _claim(self, folder: str, state: Any) -> None:
+        """Refuse a folder that another callback of the same training writes to."""
+        other = _FOLDERS.get(folder)
+        if other is not None and other is not self and other._state is state:
+            raise OptionError(
+                f"two callbacks with the scorer {self.scorer.name!r} would keep their scores in {folder!r}; give each its own output_dir="
+            )
+        self._state = state
+        _FOLDERS[folder] = self
 
     # -- data
 

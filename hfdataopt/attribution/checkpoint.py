@@ -67,6 +67,6 @@ class Checkpoint:
         if not logged or not sum(logged) > 0:
             raise DataError(
                 f"checkpoint {self.path!r} has no logged learning rate after step {since_step} in trainer_state.json; "
-                "pass Checkpoint(path, learning_rate=...)"
+                "train with smaller logging_steps, or pass Checkpoint(path, learning_rate=...)"
             )
         return sum(logged) / len(logged)

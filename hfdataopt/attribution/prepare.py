@@ -48,7 +48,7 @@ def prepare_dataset(
         return dataset, collate
     if processing_class is None:
         raise DataError(
-            f"the {side} holds raw text ({', '.join(columns)}); pass processing_class= the tokenizer, or tokenize it first"
+            f"the {side} holds raw text ({', '.join(columns)}); pass processing_class= the tokenizer (to attribute or the Trainer), or tokenize it"
         )
     if "completion" in columns and "prompt" in columns:
         encode = _encode_completion(processing_class, _longest(model, processing_class), side)

@@ -272,7 +272,7 @@ class Reader:
         shards = [
             list(range(start, min(start + ROWS_PER_SHARD, len(rows)))) for start in range(0, len(rows), ROWS_PER_SHARD)
         ]
-        bar = self._progress(f"{what} ({side})", len(rows))
+        bar = self.progress(f"{what} ({side})", len(rows))
         if self.folder is None:
             parts = []
             for positions in shards:
@@ -299,13 +299,14 @@ class Reader:
         bar.close()
         return {name: store.read(name) for name in names}
 
-    def _progress(self, what: str, total: int) -> Any:
+    def progress(self, what: str, total: int, unit: str = "row") -> Any:
+        """A progress bar of the main process, shown after two seconds."""
         from tqdm.auto import tqdm
 
         return tqdm(
             total=total,
             desc=f"{self.name}: {what}",
-            unit="row",
+            unit=unit,
             leave=False,
             delay=2,
             disable=not self.processes.is_main,

@@ -7,6 +7,7 @@ handed over. Ids are never made under ``num_proc`` or on a stream, where positio
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,8 @@ def as_list(column: Any) -> list[Any]:
 
 def check_map_style(dataset: Any, who: str) -> None:
     """Raise :class:`DataError` unless the dataset has a length and rows that can be read by position."""
+    if isinstance(dataset, str | os.PathLike):
+        raise DataError(f"{who} is the path {str(dataset)!r}; load it first, for example with datasets.load_dataset")
     if dataset is None:
         raise DataError(f"{who} is None; pass a dataset")
     _refuse_stream(dataset, who)

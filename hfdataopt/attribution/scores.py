@@ -23,7 +23,7 @@ from hfdataopt.errors import DataError, MissingDependencyError, OptionError, Sto
 FORMAT = 1
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Scores:
     """Scores of a pool. Higher = more helpful, always; ``meaning`` says what a low score stands for.
 
@@ -63,6 +63,9 @@ class Scores:
     def by_position(self) -> bool:
         """Whether the row ids are positions in the pool, because it had no column ``row_id``."""
         return bool(self.metadata.get("by_position", False))
+
+    def __repr__(self) -> str:
+        return f"<Scores {self}>"
 
     def __str__(self) -> str:
         scored = self.values[~np.isnan(self.values)]
@@ -304,6 +307,7 @@ class Scores:
             color="0.4",
         )
         if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
         return figure
 
@@ -329,7 +333,7 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"query {self.query}" + (f": {self.query_text}" if self.query_text else "")]
-        for title, rows in (("most helpful", self.helpful), ("most harmful", self.harmful)):
+        for title, rows in (("most helpful", self.helpful), ("most harmful, or least helpful", self.harmful)):
             lines.append(f"  {title}")
             lines += [f"    {row.score:+.4g}  row {row.row_id}  {row.text or ''}".rstrip() for row in rows]
         return "\n".join(lines)

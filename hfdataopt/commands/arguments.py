@@ -66,6 +66,8 @@ def load_rows(spec: str, default_split: str) -> Any:
 
 def load_pretrained(auto: Any, where: str, **options: Any) -> Any:
     """``auto.from_pretrained(where)``; whatever goes wrong is one error that names the folder or hub id."""
+    if where.startswith((".", "/", "~")) and not Path(where).expanduser().exists():
+        raise DataError(f"the model folder {where!r} does not exist")
     try:
         return auto.from_pretrained(where, **options)
     except Exception as error:  # a missing folder, a broken file, no network: anything, from several libraries

@@ -5,6 +5,7 @@ and ``--model`` it is the same job on your own data.
 
 import argparse
 import csv
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfdataopt.attribution.rows import with_row_ids
 from hfdataopt.commands.arguments import encode_labels, label_names, load_pretrained, load_rows, rename_columns
 from hfdataopt.errors import DataError, MissingDependencyError, OptionError, StoreError
 
@@ -58,7 +60,7 @@ class Task:
     model: str
     epochs: float
     learning_rate: float
-    original: list[int]
+    held_out: bool = False
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -66,6 +68,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     started = time.monotonic()
     _check(arguments)
+    os.environ.setdefault("HFDATAOPT_QUIET", "1")  # the report below says it once
     import datasets
     import torch
     import transformers
@@ -78,10 +81,11 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     task = _own_task(arguments) if arguments.dataset else _embedded_task(arguments)
     train = _Training(task)
 
+    clean = "" if task.held_out else " clean"
     print(
         f"Training on {len(task.pool)} rows"
         + (f", {sum(task.flipped)} of them with a flipped label" if task.flipped else "")
-        + f"; scoring them on {len(task.queries)} clean queries."
+        + f"; scoring them on {len(task.queries)}{clean} queries."
     )
     from hfdataopt import AttributionCallback
 
@@ -93,7 +97,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     scores = {callback.scorer.name: callback.scores for callback in callbacks if callback.scores is not None}
     freeshap = scores["freeshap"]
     count = max(1, round(DROPPED * len(task.pool)))
-    suspicious = freeshap.bottom(k=count)
+    suspicious = _lowest(freeshap, count)
     _print_rows(task, freeshap, suspicious[: arguments.show])
     if task.flipped:
         _print_flips(task, scores, count)
@@ -123,8 +127,7 @@ def _embedded_task(arguments: argparse.Namespace) -> Task:
     if arguments.smoke:
         arguments.seeds = min(arguments.seeds, 2)
     fraction = FLIPPED if arguments.flip is None else arguments.flip
-    original = list(splits["train"]["label"][:])
-    labels, flipped = flip_labels(original, fraction, seed=arguments.seed)
+    labels, flipped = flip_labels(list(splits["train"]["label"][:]), fraction, seed=arguments.seed)
     return Task(
         _relabelled(splits["train"], list(labels)),
         splits["validation"],
@@ -134,7 +137,6 @@ def _embedded_task(arguments: argparse.Namespace) -> Task:
         arguments.model or str(Path(__file__).parent.parent / "demo" / "encoder"),
         arguments.epochs if arguments.epochs is not None else 1 if arguments.smoke else 6,
         arguments.learning_rate if arguments.learning_rate is not None else 1e-3,
-        original,
     )
 
 
@@ -149,17 +151,21 @@ def _own_task(arguments: argparse.Namespace) -> Task:
             raise DataError(
                 f"the dataset has no column {column!r}; it has: {', '.join(pool.column_names)}. Name it with --{column}"
             )
+    pool = with_row_ids(pool)
     if len(pool) > arguments.limit:
         print(f"Using {arguments.limit} of {len(pool)} training rows, drawn at random (--limit).")
         pool = pool.shuffle(seed=arguments.seed).select(range(arguments.limit))
     names = label_names(pool)
     queries, test = _other_splits(arguments, pool)
-    if queries is None:
+    held_out = queries is None
+    if held_out:
         parts = pool.train_test_split(test_size=0.3, seed=arguments.seed)
         pool, queries = parts["train"], parts["test"]
         print("No validation data found: 30 % of the rows are held out as queries (their labels may be wrong, too).")
     pool, queries = encode_labels(pool, names, "dataset"), encode_labels(queries, names, "queries")
-    if test is None:
+    if test is None and not arguments.seeds:
+        test = queries
+    elif test is None:
         if len(queries) < 2:
             raise DataError(
                 f"the queries have {len(queries)} row; at least 2 are needed, half of them to compare trainings on"
@@ -173,18 +179,17 @@ def _own_task(arguments: argparse.Namespace) -> Task:
         _check_rows(rows, what)
     if names is None:
         names = [str(value) for value in range(max(pool["label"][:]) + 1)]
-    original = list(pool["label"][:])
     flipped = None
     if arguments.flip:
         from hfdataopt.demo.sentences import flip_labels
 
-        labels, marks = flip_labels(original, arguments.flip, seed=arguments.seed, classes=len(names))
+        labels, marks = flip_labels(list(pool["label"][:]), arguments.flip, seed=arguments.seed, classes=len(names))
         pool, flipped = _relabelled(pool, list(labels)), [bool(value) for value in marks]
     if len(queries) > arguments.limit:
         queries = queries.shuffle(seed=arguments.seed).select(range(arguments.limit))
     epochs = 3 if arguments.epochs is None else arguments.epochs
     rate = 5e-5 if arguments.learning_rate is None else arguments.learning_rate
-    return Task(pool, queries, test, names, flipped, arguments.model, epochs, rate, original)
+    return Task(pool, queries, test, names, flipped, arguments.model, epochs, rate, held_out)
 
 
 def _other_splits(arguments: argparse.Namespace, pool: Any) -> tuple[Any, Any]:
@@ -299,12 +304,20 @@ class _Training:
                 callbacks=callbacks or [],
             )
             trainer.remove_callback(transformers.PrinterCallback)
+            for callback in callbacks or []:
+                callback.trainer = trainer  # whose dataset keeps the row ids
             trainer.train()
             predicted = trainer.predict(self.test).predictions
         return float((np.argmax(predicted, axis=1) == np.array(self.task.test["label"][:])).mean())
 
 
 # -- the report
+
+
+def _lowest(scores: Any, count: int) -> list[int]:
+    """Positions in the pool of the rows with the lowest scores, lowest first."""
+    where = {row: position for position, row in enumerate(scores.row_ids)}
+    return [where[row] for row in scores.bottom(k=count)]
 
 
 def _print_rows(task: Task, scores: Any, rows: list[int]) -> None:
@@ -316,13 +329,15 @@ def _print_rows(task: Task, scores: Any, rows: list[int]) -> None:
     for row in rows:
         mark = "" if task.flipped is None else "FLIPPED " if task.flipped[row] else "        "
         text = textwrap.shorten(task.pool[row]["text"], 90, placeholder=" ...")
-        print(f"  {scores.values[row]:+.4f}  row {row:<5} {task.names[labels[row]]:<{width}}  {mark}{text}")
+        print(
+            f"  {scores.values[row]:+.4f}  row {scores.row_ids[row]!s:<5} {task.names[labels[row]]:<{width}}  {mark}{text}"
+        )
 
 
 def _print_flips(task: Task, scores: dict[str, Any], count: int) -> None:
     assert task.flipped is not None
     print(f"\nFlipped labels among the lowest {count} rows (all: {sum(task.flipped)}):")
-    found = {name: sum(task.flipped[row] for row in result.bottom(k=count)) for name, result in scores.items()}
+    found = {name: sum(task.flipped[row] for row in _lowest(result, count)) for name, result in scores.items()}
     for name, hits in found.items():
         print(f"  {name:<18} {hits:>4}  {'#' * round(40 * hits / count)}")
     best = max(found, key=lambda name: found[name])
@@ -367,7 +382,14 @@ def _write(
             flipped = [int(task.flipped[row])] if task.flipped else []
             values = [f"{result.values[row]:.6g}" for result in scores.values()]
             writer.writerow(
-                [row, *values, int(row in dropped), task.names[labels[row]], *flipped, task.pool[row]["text"]]
+                [
+                    scores["freeshap"].row_ids[row],
+                    *values,
+                    int(row in dropped),
+                    task.names[labels[row]],
+                    *flipped,
+                    task.pool[row]["text"],
+                ]
             )
     for name, result in scores.items():
         result.save(folder / "scores" / name)

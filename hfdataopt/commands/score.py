@@ -89,7 +89,6 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         batch_size=arguments.batch_size,
         output_dir=arguments.output_dir,
     )
-    print(scores)
     where_is = {row: position for position, row in enumerate(scores.row_ids)}
     count = min(arguments.show, sum(value == value for value in scores.values))  # NaN: no score
     for title, ids in (("lowest", scores.bottom(k=count)), ("highest", scores.top(k=count))) if count else ():

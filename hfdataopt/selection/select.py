@@ -43,6 +43,10 @@ def select(
         DataError: the scores belong to another dataset, or the column is missing or holds NaN.
     """
     check_map_style(dataset, "select: the dataset")
+    if not hasattr(dataset, "column_names"):
+        raise DataError(
+            f"select: the dataset is a {type(dataset).__name__}; make it a datasets.Dataset, for example with Dataset.from_list"
+        )
     sizes = {"fraction": fraction, "k": k, "threshold": threshold}
     given = [name for name, value in sizes.items() if value is not None]
     if len(given) != 1:

@@ -12,7 +12,7 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorWithPaddin
 from trl import SFTConfig, SFTTrainer
 
 from hfdataopt import AttributionCallback, Scores, attribute, get_scorer, with_row_ids
-from hfdataopt.attribution.rows import sample_hashes
+from hfdataopt.attribution.rows import pad_batch, sample_hashes
 from hfdataopt.attribution.scorer import PointwiseScorer, Scorer
 from hfdataopt.errors import DataError, OptionError, PluginError, StoreError
 
@@ -632,3 +632,24 @@ def test_an_untrained_head_is_questioned_once(tmp_path: Path, capsys: Any) -> No
     callback = AttributionCallback("freeshap", queries=encoded(5, seed=7), head="model", permutations=2)
     trainer(tmp_path, [callback]).train()
     assert capsys.readouterr().err.count("classification head is fresh") == 1
+
+
+def test_two_callbacks_may_not_share_a_folder(tmp_path):
+    pool, queries = encoded(24, seed=1), encoded(6, seed=2)
+
+    def train(**folders):
+        callbacks = [
+            AttributionCallback("knn-shapley", queries=queries, k=k, when="epoch", output_dir=folders.get(f"k{k}"))
+            for k in (3, 20)
+        ]
+        arguments = TrainingArguments(
+            str(tmp_path / "out"), num_train_epochs=1, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True
+        )
+        Trainer(bert(), arguments, train_dataset=pool, data_collator=pad_batch, callbacks=callbacks).train()
+        return [callback.scores.values for callback in callbacks]
+
+    with pytest.raises(OptionError, match="two callbacks with the scorer 'knn-shapley'"):
+        train()
+    first, second = train(k3=str(tmp_path / "a"), k20=str(tmp_path / "b"))
+    assert not np.allclose(first, second)
+    train(k3=str(tmp_path / "a"), k20=str(tmp_path / "b"))  # a new training may use the folders again

@@ -87,6 +87,7 @@ class FreeShap(KernelScorer):
     def score(self, view: View) -> Result:
         task = self.build(view)
         assert task.cross is not None and task.query_labels is not None
+        bar = view.progress("permutations", self.permutations, unit="permutation")
         result = view.processes.run_on_main(
             lambda: shapley_values(
                 task.kernel,
@@ -106,8 +107,10 @@ class FreeShap(KernelScorer):
                 preset=self.preset,
                 on_not_positive_definite=self.on_not_positive_definite,
                 output_dir=None if view.folder is None else view.folder / f"permutations-{self._key(task)}",
+                progress=lambda done, _: bar.update(done - bar.n),
             )
         )
+        bar.close()
         rows = len(view.pool)
         return Result(
             task.scatter(result.values, rows),
