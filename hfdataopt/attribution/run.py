@@ -297,7 +297,7 @@ class ScoringRun:
             metadata={
                 **self._document,
                 "meaning": self.scorer.meaning,
-                "explanation": MEANINGS[self.scorer.meaning],
+                "explanation": MEANINGS.get(self.scorer.meaning, self.scorer.meaning),
                 "combine": combine,
                 "rows": len(self.pool),
                 "by_position": ROW_ID not in (getattr(self.pool.source, "column_names", None) or []),

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 When = Literal["train_begin", "epoch", "save", "train_end"]
 Combine = Literal["last", "mean", "learning-rate-sum"]
-Meaning = Literal["helpfulness", "suspicion", "chance"]
 MEANINGS: dict[str, str] = {
     "helpfulness": "higher = more helpful to the queries",
     "suspicion": "suspicion stored negated: the lowest rows look mislabelled or unusual; the highest are merely unsuspicious",
@@ -82,14 +81,14 @@ class Scorer:
 
     Class attributes:
         name: lower-case words joined by dashes.
-        meaning: what a high score says; printed by every report.
+        meaning: ``helpfulness``, ``suspicion`` or ``chance``, or a sentence on what a high score says; printed by every report.
         default_when: the moment it is taken at when ``when=None``.
         combine: how several moments become one score.
         needs_queries: whether it reads validation data.
     """
 
     name: ClassVar[str]
-    meaning: ClassVar[Meaning] = "helpfulness"
+    meaning: ClassVar[str] = "helpfulness"
     default_when: ClassVar[When] = "train_end"
     combine: ClassVar[Combine] = "last"
     needs_queries: ClassVar[bool] = True

@@ -107,6 +107,7 @@ class FreeShap(KernelScorer):
                 preset=self.preset,
                 on_not_positive_definite=self.on_not_positive_definite,
                 output_dir=None if view.folder is None else view.folder / f"permutations-{self._key(task)}",
+                out_of_bag=False,
                 progress=lambda done, _: bar.update(done - bar.n),
             )
         )
