@@ -78,9 +78,9 @@ class Everything(Scorer):
     flipped: Any = None
     permutations: int = 200
     stage: str = "begin"
-    found: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    summed: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, dict[str, float]] = field(default_factory=dict, init=False)
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
+    summed: dict[str, Any] = field(default_factory=dict, init=False)
 
     def score(self, view: View) -> torch.Tensor:
         epoch = round(view.moment.epoch or 0)

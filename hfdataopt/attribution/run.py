@@ -323,15 +323,16 @@ def _moment_folder(moment: Moment, weights: str) -> str:
 
 
 def _json_options(scorer: Scorer) -> dict[str, Any]:
+    """The hyperparameters as they are now, copied; one that JSON cannot hold by its ``repr``."""
     options = {field.name: getattr(scorer, field.name) for field in dataclasses.fields(scorer) if field.init}
-    return {name: value if _is_json(value) else repr(value) for name, value in options.items()}
+    return {name: _json_copy(value) for name, value in options.items()}
 
 
-def _is_json(value: Any) -> bool:
+def _json_copy(value: Any) -> Any:
     try:
-        return json.loads(json.dumps(value)) == value
+        return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
-        return False
+        return repr(value)
 
 
 def _fingerprint(rows: Rows) -> dict[str, Any]:
