@@ -2,9 +2,23 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def say(message: str) -> None:
     """Print one line to stderr, prefixed with the package's name."""
     if os.environ.get("HFDATAOPT_QUIET", "") in ("", "0"):
         print(f"hfdataopt: {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Say nothing inside, unless the person set ``HFDATAOPT_QUIET`` themselves."""
+    before = os.environ.get("HFDATAOPT_QUIET")
+    os.environ.setdefault("HFDATAOPT_QUIET", "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HFDATAOPT_QUIET"]

@@ -5,7 +5,6 @@ and ``--model`` it is the same job on your own data.
 
 import argparse
 import csv
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 from hfdataopt.attribution.rows import with_row_ids
 from hfdataopt.commands.arguments import encode_labels, label_names, load_pretrained, load_rows, rename_columns
+from hfdataopt.console import quiet
 from hfdataopt.errors import DataError, MissingDependencyError, OptionError, StoreError
 
 FLIPPED = 0.10
@@ -68,7 +68,6 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     started = time.monotonic()
     _check(arguments)
-    os.environ.setdefault("HFDATAOPT_QUIET", "1")  # the report below says it once
     import datasets
     import torch
     import transformers
@@ -90,7 +89,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     from hfdataopt import AttributionCallback
 
     names = ("freeshap", *(RIVALS if task.flipped else ()))
-    with _working_folder(arguments.output_dir) as work:
+    with _working_folder(arguments.output_dir) as work, quiet():  # the report below says it once
         queries = train.tokenize(task.queries)
         callbacks = [AttributionCallback(name, queries=queries, output_dir=work / name) for name in names]
         accuracy = train(task.pool, arguments.seed, callbacks)

@@ -12,7 +12,6 @@ import torch
 from hfdataopt.attribution.scorer import Result, Scorer
 from hfdataopt.attribution.task import Pooling, read_labels
 from hfdataopt.attribution.view import View
-from hfdataopt.errors import OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.shapley import knn_shapley
@@ -40,8 +39,6 @@ class KnnShapley(Scorer):
         check_range(self, "k", at_least=1)
 
     def check(self, view: View) -> None:
-        if self.k > len(view.pool):
-            raise OptionError(f"{self.name}: k={self.k} is more than the {len(view.pool)} rows of the pool")
         read_labels(view.model, view.pool, view.queries, self.name)
 
     def score(self, view: View) -> Result:
