@@ -92,9 +92,9 @@ class AttributionCallback(TrainerCallback):
             processing_class=processing_class,
             autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
             replace=self._output_dir is None,
+            at_start=self.when == "train_begin",
             identity={"model": type(model).__name__},
         )
-        run.scorer_runs_at_start = self.when == "train_begin"
         run.check(model)
         run.open(resumed_step=state.global_step)
         self._run = run

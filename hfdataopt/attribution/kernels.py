@@ -151,7 +151,7 @@ class KernelScorer(GradientScorer):
             features = {
                 side: view.gradients(
                     side,
-                    target=f"{head_name}-logits-{'-'.join(names)}",
+                    target=f"{head_name}-{self.pooling}-logits-{'-'.join(names)}",
                     of=combinations_of(head, coefficients),
                     **{**options, "on_nonfinite": self.on_nonfinite if side == "pool" else "error"},
                 ).columns()

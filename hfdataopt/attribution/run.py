@@ -47,6 +47,7 @@ class ScoringRun:
     Args:
         folder: where everything is kept; None keeps nothing (then nothing can resume).
         replace: what to do with a folder that holds another run: replace it and say so, or raise.
+        at_start: whether the scorer looks before the first step, so that a fresh start finds its own moment there.
         identity: JSON values that say what is scored; a folder with others holds another run.
     """
 
@@ -61,6 +62,7 @@ class ScoringRun:
         processing_class: Any = None,
         autocast: str | None = None,
         replace: bool = False,
+        at_start: bool = False,
         identity: dict[str, Any] | None = None,
     ):
         self.scorer = scorer
@@ -71,6 +73,7 @@ class ScoringRun:
         self.processing_class = processing_class
         self.autocast = autocast
         self.replace = replace
+        self.at_start = at_start
         self.processes = Processes.current()
         self.results: list[tuple[Moment, str, Result]] = []
         self.pending: int | None = None  # the step that an earlier process was scoring when it was stopped
@@ -132,14 +135,12 @@ class ScoringRun:
             recorded = self._recorded()
             moments = [entry for entry in recorded["moments"] if entry["step"] <= resumed_step]
             if resumed_step == 0:
-                moments = [entry for entry in moments if entry["step"] == 0 and self.scorer_runs_at_start]
+                moments = [entry for entry in moments if entry["step"] == 0 and self.at_start]
             pending = recorded["pending"] if recorded["pending"] == resumed_step > 0 else None
             write_json(file, {**self._document, "moments": moments, "pending": pending}, self.scorer.name)
         except (OSError, json.JSONDecodeError) as error:
             raise StoreError(f"{self.scorer.name}: the folder {str(self.folder)!r} cannot be used: {error}") from error
         return taken_up
-
-    scorer_runs_at_start = False
 
     def _recorded(self) -> dict[str, Any]:
         """The finished moments in ``run.json``, and the step of the pending one or None."""

@@ -255,8 +255,7 @@ def refuse_reentrant(modules: dict[str, nn.Module]) -> None:
             if keywords is not None and keywords.get("use_reentrant") is not False:
                 raise OptionError(
                     f"gradients: {name or type(module).__name__} uses reentrant gradient checkpointing, which "
-                    f"per-example "
-                    'gradients cannot go through; pass gradient_checkpointing_kwargs={"use_reentrant": False} to the '
+                    'per-example gradients cannot go through; pass gradient_checkpointing_kwargs={"use_reentrant": False} to the '
                     'training arguments, or call model.gradient_checkpointing_enable({"use_reentrant": False})'
                 )
 

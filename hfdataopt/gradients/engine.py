@@ -87,8 +87,7 @@ def per_example_gradients(
     elif basis == "eigen" and iter(batches) is batches:
         raise OptionError(
             "basis='eigen' reads the batches twice, but an iterator that can be read once arrived; pass a list or "
-            "a data "
-            "loader, or a Basis from fit_basis"
+            "a data loader, or a Basis from fit_basis"
         )
 
     def generate() -> Iterator[ExampleGradients]:

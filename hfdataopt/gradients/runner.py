@@ -219,8 +219,7 @@ class Runner:
         if absolute and bool(((mask[:, 0] == 0) & (mask[:, -1] != 0)).any()):
             warnings.warn(
                 f"gradients: left padding with absolute positions ({absolute}): each row's gradient then depends "
-                f"on the "
-                'padding of its batch; set tokenizer.padding_side = "right", or pass position_ids in the batch',
+                'on the padding of its batch; set tokenizer.padding_side = "right", or pass position_ids in the batch',
                 stacklevel=2,
             )
 

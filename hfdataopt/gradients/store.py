@@ -2,8 +2,8 @@
 
 A store is a folder::
 
-    manifest.json            what the numbers are: the caller's manifest, number of rows, rows per shard, hash of the
-    row ids row_ids.json             the row ids, in order
+    manifest.json            what the numbers are: the caller's manifest, rows, rows per shard, hash of the row ids
+    row_ids.json             the row ids, in order
     shard-00000.safetensors  arrays by name, each [rows of the shard, ...]
 
 Shard ``k`` holds rows ``k * rows_per_shard`` to ``(k + 1) * rows_per_shard``. A file appears under its name only when
@@ -216,8 +216,7 @@ class GradientStore:
         if missing := self.missing_shards():
             raise StoreError(
                 f"store {self.folder}: {len(missing)} of {self.shards} shards are missing (first: {missing[0]}); "
-                f"run again "
-                "with the same options to finish it"
+                "run again with the same options to finish it"
             )
         return ShardedArray([self._map(shard, name) for shard in range(self.shards)])
 
@@ -298,8 +297,7 @@ def _compare(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     if different:
         raise StoreError(
             f"store {path}: it was made for something else: {'; '.join(different)}. Choose another folder, delete "
-            f"this one, "
-            "or go back to the model, rows and options it was made with"
+            "this one, or go back to the model, rows and options it was made with"
         )
 
 
