@@ -6,7 +6,6 @@ several processes the shards are divided among them and read back by all.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from hfdataopt.attribution.rows import Rows
 from hfdataopt.attribution.task import Pooling, check_targets, pooled_features
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, StoreError
+from hfdataopt.files import write_whole
 from hfdataopt.gradients import GradientStore, MemoryLimit, per_example_loss, weights_hash
 from hfdataopt.gradients.engine import name_rows
 from hfdataopt.plugins import host
@@ -42,9 +42,7 @@ def write_json(file: Path, document: Any, who: str) -> None:
     """Write a file as a whole, by renaming; ``StoreError`` where that is not possible."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False))
-        os.replace(temporary, file)
+        write_whole(file, json.dumps(document, indent=1, allow_nan=False).encode())
     except OSError as error:
         raise StoreError(f"{who}: {str(file)!r} cannot be written: {error}") from error
 

@@ -35,6 +35,7 @@ from hfdataopt.attribution.scores import Scores
 from hfdataopt.attribution.view import View
 from hfdataopt.console import say
 from hfdataopt.errors import StoreError
+from hfdataopt.files import write_whole
 from hfdataopt.gradients import MemoryLimit, weights_hash
 from hfdataopt.plugins import host
 
@@ -246,8 +247,7 @@ class ScoringRun:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "result.tmp").write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-            os.replace(folder / "result.tmp", folder / "result.safetensors")
+            write_whole(folder / "result.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
         except OSError as error:
             raise StoreError(f"{self.scorer.name}: the result cannot be written to {str(folder)!r}: {error}") from error
         write_json(folder / "result.json", result.metadata, self.scorer.name)

@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hfdataopt.errors import OptionError, StoreError
+from hfdataopt.files import write_whole
 from hfdataopt.gradients.blocks import Block
 from hfdataopt.gradients.capture import Captured, complete
 from hfdataopt.gradients.factors import is_index, materialise
@@ -173,10 +174,8 @@ class Basis:
         path = Path(folder)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            save_file(self._tensors(), path / "basis.safetensors.tmp")
-            os.replace(path / "basis.safetensors.tmp", path / "basis.safetensors")
-            (path / "basis.json.tmp").write_text(json.dumps(self._header() | {"hash": self.hash}, indent=1))
-            os.replace(path / "basis.json.tmp", path / "basis.json")
+            write_whole(path / "basis.safetensors", save(self._tensors()))
+            write_whole(path / "basis.json", json.dumps(self._header() | {"hash": self.hash}, indent=1).encode())
         except (OSError, SafetensorError) as error:
             raise StoreError(f"basis: cannot write to {path}: {error}; free space or choose another folder") from error
 

@@ -11,7 +11,6 @@ it is complete (temporary name, fsync, rename), so a killed run repeats less tha
 write different shards of one store. Nothing is ever pickled.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -27,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hfdataopt.errors import DataError, StoreError
+from hfdataopt.files import write_whole
 
 _FORMAT = 1
 _DTYPES = {
@@ -257,16 +257,9 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):  # a read-only folder: there is nothing of ours in it
-            temporary.unlink(missing_ok=True)
         raise _cannot_write(path, error) from error
 
 

@@ -7,7 +7,6 @@ is a `StoreError`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from hfdataopt.errors import StoreError
+from hfdataopt.files import write_whole
 from hfdataopt.shapley._walk import Sums
 
 FORMAT = 1
@@ -27,16 +27,9 @@ FORMAT = 1
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that it is seen whole or not at all. Raises `StoreError`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
+        write_whole(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise StoreError(
             f"cannot write {path} ({len(content)} bytes): {error.strerror or error}; "
             "free space or rights there, or pass another output_dir"

@@ -199,7 +199,7 @@ def test_explain_from_the_dataset():
         "  most helpful",
         "    +0.2  row 1  text 1 [label 1]",
         "    +0.2  row 3  text 3 [label 1]",
-        "  most harmful",
+        "  most harmful, or least helpful",
         "    -0.3  row 2  text 2 [label 0]",
         "    +0  row 5  text 5 [label 1]",
     ]
