@@ -6,12 +6,14 @@
 - :mod:`~hfdataopt.gradients.factors`: arithmetic on gradient factors
 - :mod:`~hfdataopt.gradients.basis`, :mod:`~hfdataopt.gradients.fit`: what of a gradient is kept
 - :mod:`~hfdataopt.gradients.precondition`: gradients changed before they are projected
+- :mod:`~hfdataopt.gradients.adam`: the moments of an Adam optimizer, and its steps on single gradients
 - :mod:`~hfdataopt.gradients.batches`, :mod:`~hfdataopt.gradients.runner`: running batches through a model
 - :mod:`~hfdataopt.gradients.engine`: batches in, features out
 - :mod:`~hfdataopt.gradients.exact`: exact dot products and norms
 - :mod:`~hfdataopt.gradients.store`: features on disk
 """
 
+from hfdataopt.gradients.adam import AdamForm, AdamMoments, AdamStep
 from hfdataopt.gradients.basis import Basis
 from hfdataopt.gradients.batches import choose_rows, name_rows, take_rows
 from hfdataopt.gradients.blocks import Block, check_layers, find_blocks, unpeft
@@ -23,6 +25,9 @@ from hfdataopt.gradients.runner import MemoryLimit, Runner
 from hfdataopt.gradients.store import GradientStore, ShardedArray, weights_hash
 
 __all__ = [
+    "AdamForm",
+    "AdamMoments",
+    "AdamStep",
     "Basis",
     "Block",
     "ExampleGradients",

@@ -50,11 +50,12 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{_checksum(tensor.detach())};".encode())
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{checksum(tensor.detach())};".encode())
     return digest.hexdigest()
 
 
-def _checksum(tensor: Tensor) -> int:
+def checksum(tensor: Tensor) -> int:
+    """All bits of a tensor added up in integer arithmetic, weighted by position, modulo 2**64."""
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.contiguous().reshape(-1).view(integer)
     total = 0
