@@ -1,8 +1,10 @@
-"""Small statistics: a confidence interval for a mean over a few seeds, and Spearman's rank correlation."""
+"""Small statistics: a confidence interval for a mean over a few seeds, ranks, and Spearman's rank correlation."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 # 97.5 % quantiles of Student's t with 1 to 30 degrees of freedom.
 _T = (
@@ -24,11 +26,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def rank_correlation(one: Any, other: Any) -> float:
-    """Spearman's correlation of two tensors of the same shape, taken as one sequence each; ties are ranked in order."""
-    import torch
+def ranks(values: Any) -> np.ndarray:
+    """Ranks ``[m]`` of numbers, from 1; equal ones share the mean of theirs."""
+    _, inverse, counts = np.unique(np.asarray(values).ravel(), return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[inverse]
 
-    ranks = [torch.argsort(torch.argsort(x.flatten(), stable=True), stable=True).double() for x in (one, other)]
-    centred = [rank - rank.mean() for rank in ranks]
-    scale = (centred[0].norm() * centred[1].norm()).item()
+
+def rank_correlation(one: Any, other: Any) -> float:
+    """Spearman's correlation of two tensors or arrays of the same shape, taken as one sequence each; NaN for a constant one."""
+    centred = [rank - rank.mean() for rank in (ranks(one), ranks(other))]
+    scale = float(np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))
     return float(centred[0] @ centred[1]) / scale if scale else math.nan

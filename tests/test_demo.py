@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+import scipy.stats
 import torch
 from datasets import Dataset
 
@@ -12,7 +13,7 @@ from hfdataopt import Scores, with_row_ids
 from hfdataopt.cli import main
 from hfdataopt.commands import demo
 from hfdataopt.demo.sentences import generate
-from hfdataopt.statistics import mean_interval, rank_correlation
+from hfdataopt.statistics import mean_interval, rank_correlation, ranks
 
 ENCODER = str(demo.Path(demo.__file__).parent.parent / "demo" / "encoder")
 
@@ -130,3 +131,10 @@ def test_rank_correlation():
     assert rank_correlation(one, one.exp()) == pytest.approx(1)
     assert rank_correlation(one, -one) == pytest.approx(-1)
     assert math.isnan(rank_correlation(one[:1], one[:1]))
+
+
+def test_ranks_of_ties_are_shared():
+    assert ranks([3.0, 1.0, 3.0, 2.0]).tolist() == [3.5, 1, 3.5, 2]
+    one, other = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0]), torch.tensor([2.0, 3.0, 0.0, 1.0, 1.0])
+    expected = scipy.stats.spearmanr(one, other).statistic
+    assert rank_correlation(one, other) == pytest.approx(expected)
