@@ -64,6 +64,17 @@ def check_range(
             raise OptionError(f"{who}: {option}={value!r} must be {wanted}")
 
 
+def apply_preset(component: Any, preset: str, settings: dict[str, Any]) -> None:
+    """Set these options; :class:`OptionError` where one was given another value than its default."""
+    for option, value in settings.items():
+        given = getattr(component, option)
+        if given not in (type(component).__dataclass_fields__[option].default, value):
+            raise OptionError(
+                f"{component.name}: preset={preset!r} sets {option}={value!r}, but {option}={given!r} was given; drop one"
+            )
+        setattr(component, option, value)
+
+
 def _allows(hint: Any, value: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):

@@ -7,9 +7,9 @@ from typing import Any
 from hfdataopt.attribution.callback import resolve_scorer
 from hfdataopt.attribution.checkpoint import Checkpoint
 from hfdataopt.attribution.moment import Moment
-from hfdataopt.attribution.prepare import prepare_dataset
+from hfdataopt.attribution.prepare import model_columns, prepare_dataset, query_rows
 from hfdataopt.attribution.rows import Rows
-from hfdataopt.attribution.run import ScoringRun
+from hfdataopt.attribution.run import Aggregate, ScoringRun
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError
@@ -27,6 +27,8 @@ def attribute(
     data_collator: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 16,
     output_dir: str | os.PathLike[str] | None = None,
+    query_group: str | None = None,
+    aggregate: Aggregate = "mean",
     **options: Any,
 ) -> Scores:
     """Score the rows of ``pool`` by how they help ``model`` on ``queries``.
@@ -43,6 +45,8 @@ def attribute(
         data_collator: default: padding on the right.
         batch_size: rows per forward pass.
         output_dir: where results and shards are kept; a killed call with the same arguments resumes there.
+        query_group, aggregate: a column of the queries; scores are averaged over the queries of a group, then the ``mean`` or
+            ``max`` over groups is taken.
         options: hyperparameters of the scorer, when it is given by name.
 
     Returns:
@@ -56,21 +60,22 @@ def attribute(
     if chosen.needs_queries and queries is None:
         raise DataError(f"scorer {chosen.name!r} needs queries (validation data); got None")
     prepared, collate = prepare_dataset(pool, model, processing_class, data_collator, "pool")
-    pool_rows = Rows(prepared, collate, side="pool", keep=_model_columns(prepared, model))
-    query_rows = None
+    pool_rows = Rows(prepared, collate, side="pool", keep=model_columns(prepared, model))
+    asked = None
     if chosen.needs_queries:
-        prepared, collate = prepare_dataset(queries, model, processing_class, data_collator, "queries")
-        query_rows = Rows(prepared, collate, side="queries", keep=_model_columns(prepared, model))
+        asked = query_rows(chosen, queries, model, processing_class, data_collator)
     identity: dict[str, Any] = {"model": type(model).__name__}
     if output_dir is not None and checkpoints is None:
         identity["weights"] = weights_hash(model)
     run = ScoringRun(
         chosen,
         pool_rows,
-        query_rows,
+        asked,
         folder=output_dir,
         batch_size=batch_size,
         processing_class=processing_class,
+        query_group=query_group,
+        aggregate=aggregate,
         identity=identity,
     )
     if checkpoints is None:
@@ -121,21 +126,3 @@ def load_weights(model: Any, checkpoint: Checkpoint) -> Any:
         return loaded
     device = next(model.parameters()).device
     return type(model).from_pretrained(checkpoint.path, dtype=next(model.parameters()).dtype).to(device)
-
-
-def _model_columns(dataset: Any, model: Any) -> list[str] | None:
-    """The columns that the model's forward takes, and labels: the others (texts, ids) a padding collator could not take."""
-    import inspect
-
-    columns = getattr(dataset, "column_names", None)
-    if columns is None:
-        return None
-    accepted = {
-        *inspect.signature(unpeft(model).forward).parameters,
-        "label",
-        "labels",
-        "label_ids",
-        "input_ids",
-        "attention_mask",
-    }
-    return [name for name in columns if name in accepted]

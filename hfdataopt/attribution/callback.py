@@ -10,10 +10,10 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from hfdataopt.attribution.moment import Moment
-from hfdataopt.attribution.prepare import prepare_dataset
+from hfdataopt.attribution.prepare import prepare_dataset, query_rows
 from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.rows import ROW_ID, Rows, check_map_style
-from hfdataopt.attribution.run import ScoringRun
+from hfdataopt.attribution.run import Aggregate, ScoringRun
 from hfdataopt.attribution.scorer import Scorer, When
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.console import say
@@ -38,6 +38,8 @@ class AttributionCallback(TrainerCallback):
         output_dir: where scores and shards are kept as they are made. Default: ``attribution/<scorer>`` in the trainer's
             output_dir; an earlier run there is replaced, with a line that says so.
         batch_size: rows per forward pass; default: the trainer's eval batch size.
+        query_group, aggregate: a column of the queries; scores are averaged over the queries of a group, then the ``mean`` or
+            ``max`` over groups is taken.
         scorer_options: hyperparameters of the scorer, when it is given by name.
 
     Training ends with bit-identical weights with and without the callback.
@@ -53,9 +55,17 @@ class AttributionCallback(TrainerCallback):
         when: When | None = None,
         output_dir: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
+        query_group: str | None = None,
+        aggregate: Aggregate = "mean",
         **scorer_options: Any,
     ):
         self.scorer = resolve_scorer(scorer, scorer_options)
+        if self.scorer.retrains:
+            name = self.scorer.name
+            raise OptionError(
+                f"AttributionCallback: scorer {name!r} trains the model many times itself; call attribute(model, pool, queries, {name!r}) "
+                "with the model as it is before training"
+            )
         if when is not None and when not in WHEN:
             raise OptionError(f"AttributionCallback: when={when!r} is unknown; it is one of {', '.join(WHEN)}, or None")
         if batch_size is not None and (
@@ -66,6 +76,7 @@ class AttributionCallback(TrainerCallback):
         self.trainer = trainer
         self.scores: Scores | None = None
         self._queries, self._pool, self._output_dir, self._batch_size = queries, pool, output_dir, batch_size
+        self._query_group, self._aggregate = query_group, aggregate
         self._run: ScoringRun | None = None
         self._state: Any = None
         self._rates: _LearningRates | None = None
@@ -93,6 +104,8 @@ class AttributionCallback(TrainerCallback):
             autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
             replace=self._output_dir is None,
             at_start=self.when == "train_begin",
+            query_group=self._query_group,
+            aggregate=self._aggregate,
             identity={"model": type(model).__name__},
         )
         run.check(model)
@@ -236,7 +249,7 @@ class AttributionCallback(TrainerCallback):
             )
         if isinstance(queries, dict) and not hasattr(queries, "column_names"):
             raise DataError(f"queries= is a dict of datasets ({', '.join(map(str, queries))}); pass one of them")
-        return Rows(*prepare_dataset(queries, model, processing_class, collate, "queries"), side="queries", keep=keep)
+        return query_rows(self.scorer, queries, model, processing_class, collate, keep)
 
 
 def resolve_scorer(scorer: Any, options: dict[str, Any]) -> Scorer:

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from hfdataopt.attribution.rows import ROW_ID, check_map_style, pad_batch
+from hfdataopt.attribution.rows import ROW_ID, Rows, check_map_style, pad_batch
 from hfdataopt.attribution.task import is_causal
 from hfdataopt.errors import DataError
 from hfdataopt.gradients import unpeft
@@ -68,6 +68,39 @@ def prepare_dataset(
         return encoded
 
     return dataset.map(encode_text, desc=f"tokenizing the {side}", load_from_cache_file=False), collate
+
+
+def query_rows(
+    scorer: Any, queries: Any, model: Any, processing_class: Any, collate: Callable[..., Any] | None, keep: Any = None
+) -> Rows:
+    """The queries as the scorer reads them: tokenized with their labels, or as they are where only prompts are needed.
+
+    ``keep``: the columns that the collator takes; None finds out from the model.
+    """
+    if scorer.query_form == "prompts":
+        return Rows(queries, _no_batch, side="queries")
+    prepared, collate = prepare_dataset(queries, model, processing_class, collate, "queries")
+    return Rows(prepared, collate, side="queries", keep=model_columns(prepared, model) if keep is None else keep)
+
+
+def _no_batch(rows: list[Any]) -> dict[str, Any]:
+    raise DataError("these queries are prompts to be completed; they have no labelled examples")
+
+
+def model_columns(dataset: Any, model: Any) -> list[str] | None:
+    """The columns that the model's forward takes, and labels: the others (texts, ids) a padding collator could not take."""
+    columns = getattr(dataset, "column_names", None)
+    if columns is None:
+        return None
+    accepted = {
+        *inspect.signature(unpeft(model).forward).parameters,
+        "label",
+        "labels",
+        "label_ids",
+        "input_ids",
+        "attention_mask",
+    }
+    return [name for name in columns if name in accepted]
 
 
 def _has_inputs(columns: list[str], model: Any) -> bool:

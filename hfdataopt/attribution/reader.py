@@ -61,6 +61,8 @@ class Reader:
         moment: step, epoch and learning rate.
         optimizer: the live optimizer, a :class:`Checkpoint`, or None.
         folder: where this moment's shards are kept, or None.
+        run_folder: where the run is kept, or None.
+        shared: what the moments of a run share in memory.
         facts: JSON-serialisable facts that go into the metadata of the scores.
         memory: the batch size that fitted into memory, where ``batch_size`` did not.
     """
@@ -81,6 +83,8 @@ class Reader:
         name: str,
         weights: str | None = None,
         memory: MemoryLimit | None = None,
+        run_folder: Path | None = None,
+        shared: dict[str, Any] | None = None,
     ):
         self.model, self.pool, self.queries = model, pool, queries
         self.moment, self.optimizer, self.folder = moment, optimizer, folder
@@ -88,6 +92,8 @@ class Reader:
         self.processes, self.name = processes, name
         self.facts: dict[str, Any] = {"precision": self.precision()}
         self.memory = memory or MemoryLimit()
+        self.run_folder = run_folder
+        self.shared: dict[str, Any] = {} if shared is None else shared
         self._weights = weights
 
     @property
@@ -264,11 +270,13 @@ class Reader:
         manifest: dict[str, Any],
         compute: Callable[[list[int]], dict[str, torch.Tensor]],
         names: tuple[str, ...] = ("values",),
+        rows_per_shard: int | None = None,
     ) -> dict[str, Any]:
         """``compute`` on every shard of rows, and the shards joined by name; from disk where they are there."""
         rows = self.rows(side)
+        rows_per_shard = rows_per_shard or ROWS_PER_SHARD
         shards = [
-            list(range(start, min(start + ROWS_PER_SHARD, len(rows)))) for start in range(0, len(rows), ROWS_PER_SHARD)
+            list(range(start, min(start + rows_per_shard, len(rows)))) for start in range(0, len(rows), rows_per_shard)
         ]
         bar = self.progress(f"{what} ({side})", len(rows))
         if self.folder is None:
@@ -283,10 +291,10 @@ class Reader:
         folder = self.folder / name
 
         def prepare() -> list[int]:
-            return GradientStore.open_or_create(folder, manifest, rows.ids, ROWS_PER_SHARD).missing_shards()
+            return GradientStore.open_or_create(folder, manifest, rows.ids, rows_per_shard).missing_shards()
 
         missing = self.processes.run_on_main(prepare)
-        store = GradientStore.open_or_create(folder, manifest, rows.ids, ROWS_PER_SHARD)
+        store = GradientStore.open_or_create(folder, manifest, rows.ids, rows_per_shard)
 
         def compute_mine() -> None:
             for index in missing[self.processes.index :: self.processes.count]:

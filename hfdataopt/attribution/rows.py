@@ -214,6 +214,11 @@ class Rows:
             yield chunk, self.batch(chunk)
 
     @functools.cached_property
+    def positions(self) -> dict[Any, int]:
+        """Where each row id stands."""
+        return {row: position for position, row in enumerate(self.ids)}
+
+    @functools.cached_property
     def lengths(self) -> list[int] | None:
         """Tokens of each row, or None where rows hold no ``input_ids``."""
         tokens = self.column("input_ids")

@@ -12,7 +12,9 @@ Layout of a run's folder::
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -20,9 +22,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save
 
 from hfdataopt.attribution.moment import Moment
@@ -34,11 +37,12 @@ from hfdataopt.attribution.scorer import MEANINGS, Result, Scorer
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.attribution.view import View
 from hfdataopt.console import say
-from hfdataopt.errors import StoreError
+from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.files import write_whole
 from hfdataopt.gradients import MemoryLimit, weights_hash
 from hfdataopt.plugins import host
 
+Aggregate = Literal["mean", "max"]
 EXPLAIN_TOKENS = 20_000_000  # input_ids kept beside the scores for `explain`, at most (80 MB)
 
 
@@ -49,6 +53,8 @@ class ScoringRun:
         folder: where everything is kept; None keeps nothing (then nothing can resume).
         replace: what to do with a folder that holds another run: replace it and say so, or raise.
         at_start: whether the scorer looks before the first step, so that a fresh start finds its own moment there.
+        query_group, aggregate: a column of the queries; scores are averaged over the queries of a group, then the ``mean`` or
+            ``max`` over groups is taken (LESS, Xia et al. 2024, section 4.2, takes the max over subtasks).
         identity: JSON values that say what is scored; a folder with others holds another run.
     """
 
@@ -64,6 +70,8 @@ class ScoringRun:
         autocast: str | None = None,
         replace: bool = False,
         at_start: bool = False,
+        query_group: str | None = None,
+        aggregate: Aggregate = "mean",
         identity: dict[str, Any] | None = None,
     ):
         self.scorer = scorer
@@ -81,6 +89,9 @@ class ScoringRun:
         self.taken_up = False  # whether the folder holds what this very run recorded before it was stopped
         self.memory = MemoryLimit()
         self.half_precision: dict[str, Any] = {}  # by target; compared at the first moment
+        self.shared: dict[str, Any] = {}  # what scorers keep in memory from moment to moment where there is no folder
+        self.groups = _read_groups(scorer, self.queries, query_group, aggregate)
+        self.query_group, self.aggregate = query_group, aggregate
         self.seconds = 0.0
         self._document = {
             "scorer": scorer.name,
@@ -190,6 +201,8 @@ class ScoringRun:
             weights=weights,
             memory=self.memory,
             half_precision=self.half_precision,
+            run_folder=self.folder,
+            shared=self.shared,
         )
 
     def check(self, model: Any) -> None:
@@ -225,6 +238,11 @@ class ScoringRun:
             view = self.view(model, moment, optimizer=optimizer, folder=folder, weights=weights)
             queries = len(self.queries) if self.queries is not None else 0
             result = Result.of(self.scorer.score(view), len(self.pool), queries, self.scorer.name)
+            if self.groups is not None and result.matrix is None:
+                raise DataError(
+                    f"{self.scorer.name}: query_group={self.query_group!r} needs a score for each query, and this scorer gives one "
+                    "for all; leave query_group out"
+                )
             result.metadata = {**view.facts, **result.metadata}
         if folder is not None:
             self.processes.run_on_main(lambda: self._save_result(folder, result))
@@ -282,16 +300,25 @@ class ScoringRun:
         combine = self.scorer.combine
         if combine == "last":
             results = results[-1:]
+        telling = [entry for entry in results if not np.isnan(entry[2].values).all()]
+        if len(telling) < len(results) and self.processes.is_main:
+            silent = [moment.step for moment, _, _ in results if not any(moment is kept for kept, _, _ in telling)]
+            say(f"{self.scorer.name}: no row got a score at step {', '.join(map(str, silent))}")
+        results = telling or results
         weights = [
             moment.learning_rate if combine == "learning-rate-sum" else 1.0 / len(results) for moment, _, _ in results
         ]
         errors = [result.standard_errors for _, _, result in results]
+        values = sum(w * r.values for w, (_, _, r) in zip(weights, results, strict=True))
+        matrices = [result.matrix for _, _, result in results]
+        matrix = None if any(x is None for x in matrices) else _sum_matrices(weights, matrices)
+        if self.groups is not None:
+            assert matrix is not None
+            values, errors = _over_groups(matrix, self.groups, self.aggregate), [None]
         scores = Scores(
-            values=sum(w * r.values for w, (_, _, r) in zip(weights, results, strict=True)),
+            values=values,
             row_ids=self.pool.ids,
-            matrix=None
-            if any(r.matrix is None for _, _, r in results)
-            else sum(w * r.matrix for w, (_, _, r) in zip(weights, results, strict=True)),
+            matrix=matrix,
             standard_errors=None
             if any(error is None for error in errors)
             else np.sqrt(sum((w * error) ** 2 for w, error in zip(weights, errors, strict=True))),
@@ -300,6 +327,7 @@ class ScoringRun:
                 "meaning": self.scorer.meaning,
                 "explanation": MEANINGS.get(self.scorer.meaning, self.scorer.meaning),
                 "combine": combine,
+                **({} if self.groups is None else {"query_group": self.query_group, "aggregate": self.aggregate}),
                 "rows": len(self.pool),
                 "by_position": ROW_ID not in (getattr(self.pool.source, "column_names", None) or []),
                 "sample": sample_hashes(self.pool.source, self.pool.ids),
@@ -319,6 +347,54 @@ class ScoringRun:
         return scores
 
 
+def _read_groups(
+    scorer: Scorer, queries: Rows | None, query_group: str | None, aggregate: str
+) -> dict[Any, list[int]] | None:
+    """Positions of the queries of each group, or None without groups."""
+    if aggregate not in ("mean", "max"):
+        raise OptionError(f"{scorer.name}: aggregate={aggregate!r} is unknown; it is 'mean' or 'max'")
+    if query_group is None:
+        if aggregate != "mean":
+            raise OptionError(
+                f"{scorer.name}: aggregate={aggregate!r} is over groups of queries; give query_group= too"
+            )
+        return None
+    if queries is None or not scorer.scores_each_query:
+        raise OptionError(
+            f"{scorer.name}: query_group={query_group!r} needs a score for each query"
+            + ("; this scorer reads no queries" if queries is None else "; set per_query=True")
+        )
+    values = queries.column(query_group)
+    if values is None:
+        columns = ", ".join(getattr(queries.source, "column_names", None) or []) or "no columns"
+        raise DataError(f"{scorer.name}: query_group={query_group!r} is no column of the queries; they have {columns}")
+    groups: dict[Any, list[int]] = {}
+    for position, value in enumerate(values):
+        groups.setdefault(value, []).append(position)
+    return groups
+
+
+def _sum_matrices(weights: list[float], matrices: list[np.ndarray]) -> np.ndarray:
+    """Weighted sum over moments. A query that no row has a score for at a moment adds nothing there; NaN if at none."""
+    total, scored = np.zeros_like(matrices[0]), np.zeros(matrices[0].shape[1], dtype=bool)
+    for weight, matrix in zip(weights, matrices, strict=True):
+        has = ~np.isnan(matrix).all(axis=0)
+        total[:, has] += weight * matrix[:, has]
+        scored |= has
+    total[:, ~scored] = np.nan
+    return total
+
+
+def _over_groups(matrix: np.ndarray, groups: dict[Any, list[int]], aggregate: str) -> np.ndarray:
+    """Mean over the queries of each group, then mean or max over groups: ``[rows]``. Queries without scores are left out."""
+    scored = ~np.isnan(matrix).all(axis=0)
+    members = [[position for position in positions if scored[position]] for positions in groups.values()]
+    means = [matrix[:, positions].mean(axis=1) for positions in members if positions]
+    if not means:
+        return np.full(len(matrix), np.nan)
+    return np.mean(means, axis=0) if aggregate == "mean" else np.max(means, axis=0)
+
+
 def _moment_folder(moment: Moment, weights: str) -> str:
     return f"step-{moment.step:06d}-{weights[:8]}"
 
@@ -333,7 +409,22 @@ def _json_copy(value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
-        return repr(value)
+        return [_json_copy(part) for part in value] if isinstance(value, list | tuple) else _name(value)
+
+
+def _name(value: Any) -> str:
+    """What tells an object from others also in another process: no address, but weights, code, or its own ``repr``."""
+    if isinstance(value, torch.nn.Module):
+        return f"{type(value).__name__} {weights_hash(value)[:16]}"
+    function = value.func if isinstance(value, functools.partial) else value
+    named = getattr(function, "__qualname__", type(function).__qualname__)
+    try:
+        code = inspect.getsource(function if hasattr(function, "__qualname__") else type(function))
+        named += f" {hashlib.sha256(code.encode()).hexdigest()[:16]}"
+    except (OSError, TypeError):  # no source: a builtin, or typed at a prompt
+        pass
+    shown = repr(value)
+    return named if re.search(r" at 0x[0-9a-f]+", shown) else f"{named} {shown}"
 
 
 def _fingerprint(rows: Rows) -> dict[str, Any]:

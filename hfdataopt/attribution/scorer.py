@@ -85,6 +85,9 @@ class Scorer:
         default_when: the moment it is taken at when ``when=None``.
         combine: how several moments become one score.
         needs_queries: whether it reads validation data.
+        query_form: ``examples`` are tokenized with their labels; of ``prompts`` only the column ``prompt`` is needed, and the
+            other columns are for reward functions.
+        retrains: whether it trains models of its own, which a callback inside a training cannot; it runs by ``attribute``.
     """
 
     name: ClassVar[str]
@@ -92,6 +95,13 @@ class Scorer:
     default_when: ClassVar[When] = "train_end"
     combine: ClassVar[Combine] = "last"
     needs_queries: ClassVar[bool] = True
+    retrains: ClassVar[bool] = False
+    query_form: ClassVar[Literal["examples", "prompts"]] = "examples"
+
+    @property
+    def scores_each_query(self) -> bool:
+        """Whether a matrix of scores is returned, as groups of queries need."""
+        return self.needs_queries
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -11,6 +11,7 @@ import torch
 
 from hfdataopt.attribution.reader import Reader, as_tensor, custom_loss, in_order, write_json
 from hfdataopt.attribution.rows import draw
+from hfdataopt.attribution.vectors import Vectors
 from hfdataopt.errors import OptionError
 from hfdataopt.gradients import (
     Basis,
@@ -19,12 +20,12 @@ from hfdataopt.gradients import (
     gradient_norms,
     gram,
     kept_share,
-    per_example_gradients,
 )
 from hfdataopt.gradients.capture import refuse_reentrant
 from hfdataopt.statistics import rank_correlation
 
 if TYPE_CHECKING:
+    from hfdataopt.attribution.samples import Samples
     from hfdataopt.gradients import ShardedArray
 
 BASIS_ROWS = 128  # of the pool, and as many of the queries
@@ -34,7 +35,7 @@ SHARE_ROWS = 32  # of each side, on which the kept share of the gradient norm is
 
 class GradientFeatures(NamedTuple):
     """Features ``[rows, columns, d]`` float32, target sums ``[rows, columns]`` (nats for a loss), labelled tokens ``[rows]``.
-    A target that is one number per row has one column.
+    A target that is one number per row has one column. ``basis`` made the features.
 
     ``features`` is memory-mapped where it is on disk: slices read what they need.
     """
@@ -42,6 +43,7 @@ class GradientFeatures(NamedTuple):
     features: "np.ndarray | ShardedArray"
     loss_sum: torch.Tensor
     tokens: torch.Tensor
+    basis: Basis
 
     def blocks(self, rows: int = 4096) -> Iterator[torch.Tensor]:
         """The features in blocks of rows, columns side by side: ``[rows, columns * d]`` float64."""
@@ -91,46 +93,31 @@ class View(Reader):
         dtype: str | None = None,
         on_nonfinite: str = "error",
         seed: int = 0,
+        precondition: Any = None,
+        samples: "Samples | None" = None,
     ) -> GradientFeatures:
         """Per-example gradients of a side: features ``[rows, columns, d]`` float32, target sums and token counts.
+
+        Both sides must be asked for with the same arguments, for they share a basis.
 
         Args:
             target: names what is differentiated, for the store.
             of: ``"loss"``, ``"logit"`` or a callable ``(model, batch) -> (value [b] or [b, columns], tokens [b])``.
+            precondition: changes each gradient of the pool before it is projected; its ``key`` tells it from others.
+            samples: the vector of a query is then the weighted sum of the gradients of its samples' losses (a policy
+                gradient), and its target sum the weighted sum of their losses.
 
         A row skipped for a non-finite gradient has NaN features.
         """
         engine_dtype = self._engine_dtype(dtype)
         self.facts["precision"] = self.precision(dtype)
-        fitted = self._basis(target, of, basis, floats_per_row, layers, engine_dtype, on_nonfinite, seed)
+        vectors = self._vectors(of, precondition, samples)
+        fitted = self._basis(target, vectors, basis, floats_per_row, layers, engine_dtype, on_nonfinite, seed)
         self._compare_precision(target, of, layers, engine_dtype)
-        rows = self.rows(side)
+        mine = vectors[side]
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
-            where = {rows.ids[position]: index for index, position in enumerate(positions)}
-            parts = list(
-                per_example_gradients(
-                    self.model,
-                    self.batches(side, rows.by_length(positions)),
-                    of=of,
-                    basis=fitted,
-                    layers=layers,
-                    dtype=engine_dtype,
-                    on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
-                    custom_loss=custom_loss,
-                    memory=self.memory,
-                )
-            )
-            columns = 1 + max(part.column for part in parts)
-            features = torch.full((len(positions), columns, fitted.size), float("nan"))
-            loss_sum = torch.full((len(positions), columns), float("nan"))
-            tokens = torch.zeros(len(positions), dtype=torch.long)
-            for part in parts:
-                index = [where[row] for row in part.row_ids]
-                features[index, part.column] = part.features
-                loss_sum[index, part.column] = part.loss_sum
-                tokens[index] = part.tokens.long()
-            return {"features": features, "loss_sum": loss_sum, "tokens": tokens}
+            return mine.features(fitted, positions, layers, engine_dtype, on_nonfinite)
 
         manifest = {
             "kind": "gradients",
@@ -138,21 +125,77 @@ class View(Reader):
             "basis": fitted.hash,
             "dtype": self.precision(dtype),
             "layers": fitted.layers,
+            **mine.key,
         }
-        arrays = self.sharded(side, f"gradients-{target}", manifest, shard, tuple(GradientFeatures._fields))
+        names = ("features", "loss_sum", "tokens")
+        arrays = self.sharded(side, f"gradients-{target}", manifest, shard, names, mine.rows_per_shard)
         loss_sum, tokens = as_tensor(arrays["loss_sum"]), as_tensor(arrays["tokens"])
         self.finite_rows(side, loss_sum, "the gradient", on_nonfinite)
-        return GradientFeatures(arrays["features"], loss_sum, tokens)
+        return GradientFeatures(arrays["features"], loss_sum, tokens, fitted)
 
-    def gradient_products(self, *, of: Any = "loss", target: str = "loss", **options: Any) -> torch.Tensor:
-        """Inner products of pool and query gradients ``[rows, queries]`` float64; exact ones when ``basis="exact"``.
+    def _vectors(self, of: Any, precondition: Any, samples: "Samples | None") -> dict[str, Vectors]:
+        vectors = {"pool": Vectors(self, "pool", of, precondition)}
+        if self.queries is not None:
+            vectors["queries"] = Vectors(self, "queries", of if samples is None else "loss", None, samples)
+        return vectors
 
-        Rows and columns skipped for a non-finite gradient are NaN.
+    def gradient_products(
+        self,
+        *,
+        of: Any = "loss",
+        target: str = "loss",
+        normalize: bool = False,
+        precondition: Any = None,
+        samples: "Samples | None" = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Inner products of pool and query vectors ``[rows, queries]`` float64; exact ones when ``basis="exact"``.
+
+        With ``normalize`` cosines; a vector of norm 0 has none. Rows and columns skipped for a non-finite gradient, and
+        those without a cosine, are NaN. ``precondition`` and ``samples``: see :meth:`gradients`.
         """
-        if options.get("basis") != "exact":
-            queries = self.gradients("queries", of=of, target=target, **options).whole().T
-            pool = self.gradients("pool", of=of, target=target, **options)
-            return torch.cat([block @ queries for block in pool.blocks()])
+        if options.get("basis") == "exact" and precondition is None and samples is None:
+            products = self._exact_products(of, target, options)
+            if normalize:
+                for dimension, side in enumerate(("pool", "queries")):
+                    norms = self._squared_norms(side, of, target, options)[0].sqrt()
+                    products /= norms.unsqueeze(1 - dimension)
+            return products.masked_fill(~torch.isfinite(products), float("nan"))
+        shared = {"of": of, "target": target, "precondition": precondition, "samples": samples, **options}
+        queries = self.gradients("queries", **shared).whole()
+        if normalize:
+            queries = queries / queries.norm(dim=1, keepdim=True)
+        if options.get("basis") == "exact":
+            return self._streamed_products(queries, normalize, shared)
+        return torch.cat([_products(block, queries, normalize) for block in self.gradients("pool", **shared).blocks()])
+
+    def _streamed_products(self, queries: torch.Tensor, normalize: bool, shared: dict[str, Any]) -> torch.Tensor:
+        """Products of whole pool gradients with query vectors ``[queries, d]``; the gradients themselves are not kept."""
+        dtype, layers = self._engine_dtype(shared.get("dtype")), shared.get("layers")
+        vectors = self._vectors(shared["of"], shared["precondition"], shared["samples"])
+        pool, basis = vectors["pool"], Basis.exact(find_blocks(self.model, layers))
+
+        def shard(positions: list[int]) -> dict[str, torch.Tensor]:
+            products = []
+            for start in range(0, len(positions), self.batch_size):
+                part = positions[start : start + self.batch_size]
+                arrays = pool.features(basis, part, layers, dtype, shared.get("on_nonfinite", "error"))
+                products.append(_products(arrays["features"].double().flatten(1), queries, normalize))
+            return {"values": torch.cat(products)}
+
+        manifest = {
+            "kind": "products",
+            "target": shared["target"],
+            "queries": hashlib.sha256(queries.numpy().tobytes()).hexdigest()[:16],
+            "layers": layers,
+            "normalize": normalize,
+            "dtype": self.precision(shared.get("dtype")),
+            **pool.key,
+        }
+        return as_tensor(self.sharded("pool", f"products-{shared['target']}", manifest, shard)["values"])
+
+    def _exact_products(self, of: Any, target: str, options: dict[str, Any]) -> torch.Tensor:
+        """Inner products from the factors of the gradients, none of which is made."""
         good = {side: torch.isfinite(self._squared_norms(side, of, target, options)[0]) for side in ("pool", "queries")}
         columns = torch.nonzero(good["queries"]).flatten().tolist()
         engine = self._engine_options(of, options)
@@ -233,7 +276,7 @@ class View(Reader):
     def _basis(
         self,
         target: str,
-        of: Any,
+        vectors: dict[str, Vectors],
         kind: str,
         floats_per_row: int,
         layers: Any,
@@ -242,7 +285,8 @@ class View(Reader):
         seed: int,
     ) -> Basis:
         """One basis per moment and target, fitted on a sample of pool and queries, on disk where there is a folder."""
-        described = json.dumps([target, kind, floats_per_row, layers, dtype, seed])
+        keys = [one.key for one in vectors.values() if one.key]
+        described = json.dumps([target, kind, floats_per_row, layers, dtype, seed, *keys])
         if described in self._bases:
             return self._bases[described]
         name = f"basis-{target}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
@@ -251,14 +295,7 @@ class View(Reader):
         def fit() -> Basis:
             if folder is not None and (folder / "basis.json").is_file():
                 return Basis.load(folder)
-            sides = ["pool", *(["queries"] if self.queries is not None else [])]
-            sample = [
-                {**batch, "row_id": [f"{side}:{row}" for row in batch["row_id"]]}
-                for side in sides
-                for batch in self.batches(side, draw(self.rows(side).ids, BASIS_ROWS, seed))
-            ]
             shared: dict[str, Any] = {
-                "of": of,
                 "layers": layers,
                 "dtype": dtype,
                 "custom_loss": custom_loss,
@@ -266,7 +303,9 @@ class View(Reader):
             }
             basis = fit_basis(
                 self.model,
-                sample,
+                [batch for one in vectors.values() for batch in one.sample(BASIS_ROWS, seed)],
+                of=vectors["pool"].of,
+                precondition=vectors["pool"].precondition,
                 kind=kind,  # type: ignore[arg-type]
                 floats_per_row=floats_per_row,
                 seed=seed,
@@ -274,7 +313,9 @@ class View(Reader):
                 on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
                 **shared,
             )
-            basis.metadata["kept_share"] = {side: self._kept_share(side, basis, seed, shared) for side in sides}
+            basis.metadata["kept_share"] = {
+                side: self._kept_share(one, basis, seed, shared) for side, one in vectors.items()
+            }
             if folder is not None:
                 basis.save(folder)
             return basis
@@ -354,12 +395,22 @@ class View(Reader):
             write_json(file, found, self.name)
         return found
 
-    def _kept_share(self, side: str, basis: Basis, seed: int, shared: dict[str, Any]) -> float | None:
-        rows = self.rows(side)
-        fitted_on = set(draw(rows.ids, BASIS_ROWS, seed))
-        others = [position for position in range(len(rows)) if position not in fitted_on]
-        positions = [others[i] for i in draw([rows.ids[p] for p in others], SHARE_ROWS, seed)] or sorted(fitted_on)[
-            :SHARE_ROWS
-        ]
-        share = kept_share(self.model, basis, list(self.batches(side, positions)), rows=None, name=side, **shared)
+    def _kept_share(self, vectors: Vectors, basis: Basis, seed: int, shared: dict[str, Any]) -> float | None:
+        sample = vectors.sample(SHARE_ROWS, seed, others_than=BASIS_ROWS)
+        share = kept_share(
+            self.model,
+            basis,
+            sample,
+            of=vectors.of,
+            precondition=vectors.precondition,
+            rows=None,
+            name=vectors.side,
+            **shared,
+        )
         return None if share != share else round(share, 4)
+
+
+def _products(block: torch.Tensor, queries: torch.Tensor, normalize: bool) -> torch.Tensor:
+    if normalize:
+        block = block / block.norm(dim=1, keepdim=True)
+    return block @ queries.T

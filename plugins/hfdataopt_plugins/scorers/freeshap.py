@@ -14,7 +14,7 @@ from hfdataopt.attribution.scorer import Result
 from hfdataopt.attribution.view import View
 from hfdataopt.errors import OptionError
 from hfdataopt.hookspecs import hookimpl
-from hfdataopt.options import check_range
+from hfdataopt.options import apply_preset, check_range
 from hfdataopt.shapley import shapley_values
 
 PAPER = {
@@ -65,13 +65,7 @@ class FreeShap(KernelScorer):
 
     def __post_init__(self) -> None:
         if self.preset == "paper":
-            for option, value in PAPER.items():
-                default = type(self).__dataclass_fields__[option].default
-                if getattr(self, option) not in (default, value):
-                    raise OptionError(
-                        f"{self.name}: preset='paper' sets {option}={value!r}, but {option}={getattr(self, option)!r} was given; drop one"
-                    )
-                setattr(self, option, value)
+            apply_preset(self, "paper", PAPER)
         super().__post_init__()
         check_range(self, "permutations", at_least=1)
         check_range(self, "ridge", at_least=0)
@@ -83,6 +77,10 @@ class FreeShap(KernelScorer):
             raise OptionError(
                 f"{self.name}: truncation={self.truncation} biases Banzhaf values, whose weight lies on large prefixes; drop it"
             )
+
+    @property
+    def scores_each_query(self) -> bool:
+        return self.per_query
 
     def score(self, view: View) -> Result:
         task = self.build(view)
