@@ -23,3 +23,7 @@ class StoreError(HfDataOptError):
 
 class MissingDependencyError(HfDataOptError, ImportError):
     """An optional package is needed; the message gives the pip command."""
+
+
+class GenerationError(HfDataOptError):
+    """A source of completions did not deliver all that was asked of it; the message says how many arrived."""

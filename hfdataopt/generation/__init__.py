@@ -1,0 +1,28 @@
+"""Completions of prompts: from the live model, from an endpoint, or from a column.
+
+- :mod:`~hfdataopt.generation.completion`: one completion, and its JSON
+- :mod:`~hfdataopt.generation.prompts`: prompts and completions as token ids
+- :mod:`~hfdataopt.generation.generator`: what every source offers
+- :mod:`~hfdataopt.generation.local`, :mod:`~hfdataopt.generation.draws`: sampling from a model in memory
+- :mod:`~hfdataopt.generation.endpoint`: any OpenAI-compatible URL
+- :mod:`~hfdataopt.generation.column`: completions that a dataset already has
+"""
+
+from hfdataopt.generation.column import ColumnGenerator
+from hfdataopt.generation.completion import Completion, unfinished_share
+from hfdataopt.generation.endpoint import EndpointGenerator
+from hfdataopt.generation.generator import Generator
+from hfdataopt.generation.local import LocalGenerator
+from hfdataopt.generation.prompts import as_messages, completion_ids, prompt_ids
+
+__all__ = [
+    "ColumnGenerator",
+    "Completion",
+    "EndpointGenerator",
+    "Generator",
+    "LocalGenerator",
+    "as_messages",
+    "completion_ids",
+    "prompt_ids",
+    "unfinished_share",
+]

@@ -1,0 +1,316 @@
+"""Completions from any OpenAI-compatible URL, or from Hugging Face's inference API."""
+
+import asyncio
+import email.utils
+import hashlib
+import os
+import random
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from hfdataopt.errors import DataError, GenerationError, OptionError
+from hfdataopt.generation.completion import Completion
+from hfdataopt.generation.generator import Have, Job, OnDone, RowId, open_jobs, table
+from hfdataopt.generation.prompts import check_prompt
+from hfdataopt.options import check_options, check_range
+
+WHO = "endpoint"
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds, doubled from one try to the next
+LONGEST_RETRY_AFTER = 600.0
+HUGGING_FACE = (".huggingface.co", ".huggingface.cloud")
+ENDED = ("stop", "eos_token", "stop_sequence")  # the last two are text-generation-inference's
+
+
+class _FinalError(Exception):
+    """A request that is not tried again."""
+
+
+@dataclass
+class EndpointGenerator:
+    """Asks a server for completions: one request per sample, several at a time, tried again when the server is busy.
+
+    Answers 429, 408 and 5xx, timeouts and broken connections are tried again after a wait that doubles, with jitter, and is
+    at least what ``Retry-After`` asks for. Any other error is final for its request. When ``concurrency`` requests in a row
+    have failed for good, no more are sent.
+
+    Attributes:
+        model: its name at the server.
+        base_url: such as ``"http://localhost:8000/v1"``; None = Hugging Face's inference API.
+        api_key: None = for Hugging Face ``HF_TOKEN`` or the login on this machine, for other URLs ``OPENAI_API_KEY``.
+        max_new_tokens: the most tokens of a completion. temperature, top_p, stop: as the server defines them.
+        concurrency: requests under way at a time.
+        timeout: seconds for one request. retries: how often a request is tried again.
+        extra: more fields of the request; None leaves one out, for example ``{"seed": None}``.
+        chat: a text prompt is sent as one message of the user. False = it is continued as it is (``/completions``).
+    """
+
+    model: str
+    base_url: str | None = field(default=None, kw_only=True)
+    api_key: str | None = field(default=None, kw_only=True, repr=False)
+    max_new_tokens: int = field(default=256, kw_only=True)
+    temperature: float = field(default=1.0, kw_only=True)
+    top_p: float = field(default=1.0, kw_only=True)
+    stop: list[str] | None = field(default=None, kw_only=True)
+    concurrency: int = field(default=8, kw_only=True)
+    timeout: float = field(default=60.0, kw_only=True)
+    retries: int = field(default=4, kw_only=True)
+    extra: dict[str, Any] | None = field(default=None, kw_only=True)
+    chat: bool = field(default=True, kw_only=True)
+    on_policy = False
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for option, least in (("max_new_tokens", 1), ("concurrency", 1), ("retries", 0), ("temperature", 0)):
+            check_range(self, option, at_least=least)
+        check_range(self, "timeout", above=0)
+        check_range(self, "top_p", above=0, below=1 + 1e-12)
+        if self.base_url is None:
+            if not self.chat:
+                raise OptionError(f"{WHO}: chat=False needs base_url=, the URL of a server with /completions")
+            return
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise OptionError(f"{WHO}: base_url must be a URL such as 'http://localhost:8000/v1'")
+        if url.username or url.password or url.query:
+            raise OptionError(f"{WHO}: base_url holds a user, a password or a query; pass the secret as api_key=")
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON object of everything that changes the output; no key."""
+        return {
+            "kind": "endpoint",
+            "model": self.model,
+            "base_url": self.base_url,
+            "chat": self.chat,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": float(self.temperature),
+            "top_p": float(self.top_p),
+            "stop": list(self.stop or []),
+            "extra": dict(self.extra or {}),
+        }
+
+    def generate(
+        self,
+        prompts: Sequence[Any],
+        n: int,
+        *,
+        keys: Sequence[RowId],
+        seed: int = 0,
+        have: Have | None = None,
+        on_done: OnDone | None = None,
+    ) -> list[list[Completion]]:
+        """``[prompts][n]`` completions; see :class:`~hfdataopt.generation.generator.Generator`.
+
+        Also inside a running event loop; ``on_done`` is then called from another thread, one call at a time.
+
+        Raises:
+            GenerationError: some did not arrive; the others were handed to ``on_done``.
+            DataError: a prompt that is missing, or messages with ``chat=False``; the row is named.
+        """
+        jobs = open_jobs(WHO, prompts, n, keys, self.temperature, have)
+        for index in sorted({index for index, _ in jobs}):
+            check_prompt(prompts[index], WHO, keys[index])
+            if not self.chat and not isinstance(prompts[index], str):
+                raise DataError(f"{WHO}: chat=False takes text prompts; row {keys[index]!r} is a list of messages")
+        made: dict[Job, Completion] = {}
+        failures: list[tuple[Job, str]] = []
+
+        def arrived(job: Job, completion: Completion) -> None:
+            made[job] = completion
+            if on_done is not None:
+                on_done(*job, completion)
+
+        if jobs:
+            _run(self._all(jobs, prompts, keys, seed, arrived, failures))
+        if failures:
+            (index, _), cause = failures[-1]
+            before = f" besides {len(have)} from before" if have else ""
+            raise GenerationError(
+                f"{WHO} {self.model!r}: {len(made)} of {len(jobs)} completions arrived{before}; {len(failures)} requests "
+                f"failed, the last one for row {keys[index]!r}: {cause}. What arrived is not lost where completions are "
+                "stored as they arrive: run again to go on from there"
+            )
+        return table(prompts, n, have, made)
+
+    async def _all(
+        self,
+        jobs: list[Job],
+        prompts: Sequence[Any],
+        keys: Sequence[RowId],
+        seed: int,
+        arrived: Any,
+        failures: list[tuple[Job, str]],
+    ) -> None:
+        from huggingface_hub import AsyncInferenceClient
+
+        queue: Iterator[Job] = iter(jobs)
+        in_a_row = 0
+        key = self._key()
+        async with AsyncInferenceClient(
+            provider=None if self.base_url else "auto",
+            base_url=self.base_url,
+            api_key=key,
+            # without a key the client would send the user's Hugging Face token to any URL
+            headers={"authorization": f"Bearer {key or 'none'}"} if self.base_url else None,
+            timeout=self.timeout,
+        ) as client:
+
+            async def work() -> None:
+                nonlocal in_a_row
+                for job in queue:
+                    index, sample = job
+                    content = f"{seed}/{type(keys[index]).__name__}/{keys[index]}/{sample}"
+                    number = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "little") >> 1
+                    try:
+                        completion = await self._one(client, prompts[index], number)
+                    except _FinalError as error:
+                        failures.append((job, str(error)))
+                        in_a_row += 1
+                        if in_a_row >= self.concurrency:
+                            return
+                        continue
+                    in_a_row = 0
+                    arrived(job, completion)
+
+            workers = [asyncio.ensure_future(work()) for _ in range(min(self.concurrency, len(jobs)))]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _one(self, client: Any, prompt: Any, seed: int) -> Completion:
+        """One completion; ``_FinalError`` after the last try, with the cause in words."""
+        for attempt in range(self.retries + 1):
+            try:
+                return await asyncio.wait_for(self._ask(client, prompt, seed), self.timeout)
+            except Exception as error:
+                again, asked = _again(error)
+                cause = self._in_words(error)
+                if attempt == self.retries or not again:
+                    tries = f" (tried {attempt + 1} times)" if attempt else ""
+                    raise _FinalError(f"{cause}{tries}") from None
+                if asked > LONGEST_RETRY_AFTER:
+                    raise _FinalError(f"{cause}; it asks to come back after {asked:.0f} s") from None
+            wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
+            await asyncio.sleep(max(asked, wait * _JITTER.uniform(0.5, 1.0)))
+        raise AssertionError("unreachable")
+
+    async def _ask(self, client: Any, prompt: Any, seed: int) -> Completion:
+        fields = {
+            "max_tokens": self.max_new_tokens,
+            "temperature": float(self.temperature),
+            "top_p": float(self.top_p),
+            "stop": self.stop,
+            "seed": seed,
+            **(self.extra or {}),
+        }
+        fields = {name: value for name, value in fields.items() if value is not None}
+        if self.chat:
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            answer = await client.chat_completion(messages, model=self.model, extra_body=fields)
+        else:
+            answer = await self._complete({"model": self.model, "prompt": prompt, **fields})
+        try:
+            choice = answer["choices"][0]
+            text = choice["message"]["content"] if self.chat else choice["text"]
+            finished = choice["finish_reason"] in ENDED
+        except (KeyError, IndexError, TypeError):
+            raise ValueError("the answer holds no completion") from None
+        if text is not None and not isinstance(text, str):
+            raise ValueError("the answer holds no text")
+        return Completion(text or "", None, finished)
+
+    async def _complete(self, fields: dict[str, Any]) -> Any:
+        """What ``AsyncInferenceClient`` has no method for: OpenAI's ``/completions``."""
+        from huggingface_hub import get_async_session
+        from huggingface_hub.utils import hf_raise_for_status
+
+        assert self.base_url is not None
+        url = self.base_url.rstrip("/")
+        url = f"{url}/v1" if not urlsplit(url).path else url
+        async with get_async_session() as session:
+            headers = {"authorization": f"Bearer {self._key() or 'none'}"}
+            response = await session.post(f"{url}/completions", json=fields, headers=headers, timeout=self.timeout)
+            hf_raise_for_status(response)
+            return response.json()
+
+    def _key(self) -> str | None:
+        if self.api_key is not None:
+            return self.api_key
+        from huggingface_hub import get_token
+
+        ours = self.base_url is None or f".{urlsplit(self.base_url).hostname}".endswith(HUGGING_FACE)
+        return get_token() if ours else os.environ.get("OPENAI_API_KEY")
+
+    def _in_words(self, error: BaseException) -> str:
+        """The error in one line of at most 300 characters, without the key."""
+        if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+            return f"no answer within {self.timeout:g} s"
+        text = f"{type(error).__name__}: {error}"
+        key = self._key()
+        text = text.replace(key, "***") if key else text
+        return " ".join(text.split())[:300]
+
+
+_JITTER = random.Random()  # not the global state, which belongs to the training run
+
+
+def _again(error: BaseException) -> tuple[bool, float]:
+    """Whether the same request may succeed later, and how many seconds the server asks to wait."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if response is not None and status is not None:
+        asked = _retry_after(response.headers.get("Retry-After"))
+        return status in (408, 429) or status >= 500, asked
+    # the HTTP library of huggingface_hub is another one in another version
+    transport = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
+    return transport or isinstance(error, TimeoutError | ConnectionError), 0.0
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds of a ``Retry-After`` header, which holds a number or a date; 0 for anything else."""
+    try:
+        return max(0.0, float(value or 0))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(str(value)).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end, in a thread of its own where a loop is running here already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    problem: list[BaseException] = []
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+
+    def target() -> None:
+        try:
+            loop.run_until_complete(task)
+        except BaseException as error:
+            problem.append(error)
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    thread = threading.Thread(target=target, name="hfdataopt-endpoint", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:  # interrupted from the keyboard: stop asking
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    if problem:
+        raise problem[0]
