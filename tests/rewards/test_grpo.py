@@ -59,10 +59,10 @@ def longer(prompts, completions, shuffle_order=True):
 
 
 def reward_model():
+    """In eval mode, as ``from_pretrained`` gives it: TRL leaves dropout on in a model that is not."""
     torch.manual_seed(3)
-    return GPT2ForSequenceClassification(
-        GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, num_labels=1)
-    )
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, num_labels=1)
+    return GPT2ForSequenceClassification(config).eval()
 
 
 def reward_funcs():
