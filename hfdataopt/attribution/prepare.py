@@ -78,7 +78,7 @@ def query_rows(
     ``keep``: the columns that the collator takes; None finds out from the model.
     """
     if scorer.query_form == "prompts":
-        return Rows(queries, _no_batch, side="queries")
+        return Rows(queries, _no_batch, side="queries", prompts=True)
     prepared, collate = prepare_dataset(queries, model, processing_class, collate, "queries")
     return Rows(prepared, collate, side="queries", keep=model_columns(prepared, model) if keep is None else keep)
 

@@ -258,7 +258,7 @@ class Reader:
     def check_labels(self) -> None:
         """Raise where the labels of pool or queries do not fit the model: missing, another type, NaN, out of range."""
         for rows in (self.pool, self.queries):
-            if rows is not None:
+            if rows is not None and not rows.prompts:
                 check_targets(self.model, rows, self.name, self.batch_size)
 
     # -- shards

@@ -164,10 +164,17 @@ class Rows:
         dataset: map-style, without the columns that the collator could not take.
         ids: the row ids, ``[rows]``.
         side: ``"pool"`` or ``"queries"``, for messages.
+        prompts: whether they are prompts to be completed, which have no batches.
     """
 
     def __init__(
-        self, dataset: Any, collate: Callable[[list[Any]], Any], *, side: str, keep: Sequence[str] | None = None
+        self,
+        dataset: Any,
+        collate: Callable[[list[Any]], Any],
+        *,
+        side: str,
+        keep: Sequence[str] | None = None,
+        prompts: bool = False,
     ):
         check_map_style(dataset, f"the {side}" if side != "queries" else "queries=")
         self.side = side
@@ -177,6 +184,7 @@ class Rows:
         drop = [c for c in columns if c == ROW_ID or (keep is not None and c not in keep)] if columns else []
         self.dataset = dataset.remove_columns(drop) if drop else dataset
         self.collate = collate
+        self.prompts = prompts
 
     def __len__(self) -> int:
         return len(self.ids)

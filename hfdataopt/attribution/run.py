@@ -400,8 +400,9 @@ def _moment_folder(moment: Moment, weights: str) -> str:
 
 
 def _json_options(scorer: Scorer) -> dict[str, Any]:
-    """The hyperparameters as they are now, copied; one that JSON cannot hold by its ``repr``."""
-    options = {field.name: getattr(scorer, field.name) for field in dataclasses.fields(scorer) if field.init}
+    """The hyperparameters as they are now, copied, without those that are not to be shown (``repr=False``: keys)."""
+    shown = [field.name for field in dataclasses.fields(scorer) if field.init and field.repr]
+    options = {name: getattr(scorer, name) for name in shown}
     return {name: _json_copy(value) for name, value in options.items()}
 
 

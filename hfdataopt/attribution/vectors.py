@@ -7,11 +7,17 @@ import torch
 
 from hfdataopt.attribution import reader
 from hfdataopt.attribution.rows import shuffled
-from hfdataopt.gradients import Basis, per_example_gradients
+from hfdataopt.gradients import Basis, Source, per_example_gradients, per_example_loss
 
 if TYPE_CHECKING:
     from hfdataopt.attribution.reader import Reader
     from hfdataopt.attribution.samples import Samples
+
+
+def mean_loss(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``of=`` the loss of each row, averaged over its labelled tokens (0 for a row without any)."""
+    total, tokens = per_example_loss(model, batch, custom_loss=reader.custom_loss)
+    return total / tokens.clamp(min=1).to(total), tokens
 
 
 class Vectors:
@@ -50,7 +56,7 @@ class Vectors:
             return torch.ones(len(row_ids))
         return torch.tensor([self.samples.weight(row) for row in row_ids])
 
-    def sample(self, count: int, seed: int, others_than: int = 0) -> list[dict[str, Any]]:
+    def sample(self, count: int, seed: int, others_than: int = 0) -> Source:
         """Up to ``count`` examples drawn by (seed, id), if possible others than the first ``others_than`` of the same draw."""
         ids: Sequence[Any] = self.view.rows(self.side).ids if self.samples is None else self.samples.ids
         order = shuffled(ids, seed)
@@ -59,7 +65,8 @@ class Vectors:
             batches = self.view.batches(self.side, chosen)
         else:
             batches = self.samples.batches([ids[i] for i in chosen], self.view.batch_size, self.view.device)
-        return [{**batch, "row_id": [f"{self.side}:{row}" for row in batch["row_id"]]} for batch in batches]
+        named = [{**batch, "row_id": [f"{self.side}:{row}" for row in batch["row_id"]]} for batch in batches]
+        return Source(named, of=self.of, precondition=self.precondition)
 
     def features(
         self, basis: Basis, positions: list[int], layers: Any, dtype: str | None, on_nonfinite: str

@@ -301,11 +301,14 @@ class View(Reader):
                 "custom_loss": custom_loss,
                 "memory": self.memory,
             }
+            samples = [one.sample(BASIS_ROWS, seed) for one in vectors.values()]
+            unlike = any(
+                one.precondition or one.samples for one in vectors.values()
+            )  # of other scales: each counts alike
             basis = fit_basis(
                 self.model,
-                [batch for one in vectors.values() for batch in one.sample(BASIS_ROWS, seed)],
+                samples if unlike else [batch for source in samples for batch in source.batches],
                 of=vectors["pool"].of,
-                precondition=vectors["pool"].precondition,
                 kind=kind,  # type: ignore[arg-type]
                 floats_per_row=floats_per_row,
                 seed=seed,
@@ -401,8 +404,6 @@ class View(Reader):
             self.model,
             basis,
             sample,
-            of=vectors.of,
-            precondition=vectors.precondition,
             rows=None,
             name=vectors.side,
             **shared,
