@@ -110,11 +110,12 @@ class LocalGenerator:
         self._check_lengths({keys[index]: len(ids[index]) for index in wanted})
         jobs.sort(key=lambda job: len(ids[job[0]]))
         made: dict[Job, Completion] = {}
+        ends = self._ends()
         with self._ready() as (model, padded):
             while jobs:
                 batch = self._next(jobs, ids, padded)
                 try:
-                    found = self._sample(model, [ids[index] for index, _ in batch], batch, keys, seed)
+                    found = self._sample(model, [ids[index] for index, _ in batch], batch, keys, seed, ends)
                 except torch.OutOfMemoryError:
                     found = None  # the tensors that the error holds are freed after this block
                 if found is None:
@@ -174,12 +175,17 @@ class LocalGenerator:
         return batch if padded else [job for job in batch if len(ids[job[0]]) == shortest]
 
     def _sample(
-        self, model: Any, prompts: list[list[int]], jobs: list[Job], keys: Sequence[RowId], seed: int
+        self,
+        model: Any,
+        prompts: list[list[int]],
+        jobs: list[Job],
+        keys: Sequence[RowId],
+        seed: int,
+        ends: list[int],
     ) -> list[Completion]:
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         device = model.get_input_embeddings().weight.device
-        ends = self._ends()
         pad = self._tokenizer.pad_token_id
         pad = pad if pad is not None else ends[0] if ends else 0
         width = max(map(len, prompts))
