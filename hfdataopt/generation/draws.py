@@ -31,7 +31,7 @@ def gumbel(streams: torch.Tensor, step: int, vocabulary: int) -> torch.Tensor:
     """Standard Gumbel noise ``[b, vocabulary]`` float32 of one step, for streams ``[b, 2]`` int64."""
     first = step * vocabulary + 1
     place = torch.arange(first, first + vocabulary, device=streams.device)
-    x = torch.addcmul(streams[:, :1], streams[:, 1:], place)
+    x = (streams[:, 1:] * place).add_(streams[:, :1])
     x = x.bitwise_xor_(_shifted(x, 30)).mul_(_signed(_FIRST))
     x = x.bitwise_xor_(_shifted(x, 27)).mul_(_signed(_SECOND))
     x = x.bitwise_xor_(_shifted(x, 31))

@@ -157,6 +157,9 @@ class EndpointGenerator:
             headers={"authorization": f"Bearer {key or 'none'}"} if self.base_url else None,
             timeout=self.timeout,
         ) as client:
+            session = await client._get_async_client()
+            if not self._at_hugging_face():
+                session.event_hooks = {}  # they refuse every URL where HF_HUB_OFFLINE is set, a local server's too
 
             async def work() -> None:
                 nonlocal in_a_row
@@ -165,7 +168,7 @@ class EndpointGenerator:
                     content = f"{seed}/{type(keys[index]).__name__}/{keys[index]}/{sample}"
                     number = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "little") >> 1
                     try:
-                        completion = await self._one(client, prompts[index], number)
+                        completion = await self._one(client, session, prompts[index], number)
                     except _FinalError as error:
                         failures.append((job, str(error)))
                         in_a_row += 1
@@ -183,11 +186,11 @@ class EndpointGenerator:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _one(self, client: Any, prompt: Any, seed: int) -> Completion:
+    async def _one(self, client: Any, session: Any, prompt: Any, seed: int) -> Completion:
         """One completion; ``_FinalError`` after the last try, with the cause in words."""
         for attempt in range(self.retries + 1):
             try:
-                return await asyncio.wait_for(self._ask(client, prompt, seed), self.timeout)
+                return await asyncio.wait_for(self._ask(client, session, prompt, seed), self.timeout)
             except Exception as error:
                 again, asked = _again(error)
                 cause = self._in_words(error)
@@ -200,7 +203,7 @@ class EndpointGenerator:
             await asyncio.sleep(max(asked, wait * _JITTER.uniform(0.5, 1.0)))
         raise AssertionError("unreachable")
 
-    async def _ask(self, client: Any, prompt: Any, seed: int) -> Completion:
+    async def _ask(self, client: Any, session: Any, prompt: Any, seed: int) -> Completion:
         fields = {
             "max_tokens": self.max_new_tokens,
             "temperature": float(self.temperature),
@@ -214,7 +217,7 @@ class EndpointGenerator:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             answer = await client.chat_completion(messages, model=self.model, extra_body=fields)
         else:
-            answer = await self._complete({"model": self.model, "prompt": prompt, **fields})
+            answer = await self._complete(session, {"model": self.model, "prompt": prompt, **fields})
         try:
             choice = answer["choices"][0]
             text = choice["message"]["content"] if self.chat else choice["text"]
@@ -225,33 +228,33 @@ class EndpointGenerator:
             raise ValueError("the answer holds no text")
         return Completion(text or "", None, finished)
 
-    async def _complete(self, fields: dict[str, Any]) -> Any:
+    async def _complete(self, session: Any, fields: dict[str, Any]) -> Any:
         """What ``AsyncInferenceClient`` has no method for: OpenAI's ``/completions``."""
-        from huggingface_hub import get_async_session
         from huggingface_hub.utils import hf_raise_for_status
 
-        assert self.base_url is not None
-        url = self.base_url.rstrip("/")
-        url = f"{url}/v1" if not urlsplit(url).path else url
-        async with get_async_session() as session:
-            headers = {"authorization": f"Bearer {self._key() or 'none'}"}
-            response = await session.post(f"{url}/completions", json=fields, headers=headers, timeout=self.timeout)
-            hf_raise_for_status(response)
-            return response.json()
+        url = str(self.base_url).rstrip("/")
+        url = url if urlsplit(url).path else f"{url}/v1"
+        headers = {"authorization": f"Bearer {self._key() or 'none'}"}
+        response = await session.post(f"{url}/completions", json=fields, headers=headers, timeout=self.timeout)
+        hf_raise_for_status(response)
+        return response.json()
+
+    def _at_hugging_face(self) -> bool:
+        return self.base_url is None or f".{urlsplit(self.base_url).hostname}".endswith(HUGGING_FACE)
 
     def _key(self) -> str | None:
         if self.api_key is not None:
             return self.api_key
         from huggingface_hub import get_token
 
-        ours = self.base_url is None or f".{urlsplit(self.base_url).hostname}".endswith(HUGGING_FACE)
-        return get_token() if ours else os.environ.get("OPENAI_API_KEY")
+        return get_token() if self._at_hugging_face() else os.environ.get("OPENAI_API_KEY")
 
     def _in_words(self, error: BaseException) -> str:
         """The error in one line of at most 300 characters, without the key."""
         if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
             return f"no answer within {self.timeout:g} s"
-        text = f"{type(error).__name__}: {error}"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        text = f"{f'status {status}: ' if status else ''}{type(error).__name__}: {error}"
         key = self._key()
         text = text.replace(key, "***") if key else text
         return " ".join(text.split())[:300]
@@ -267,6 +270,8 @@ def _again(error: BaseException) -> tuple[bool, float]:
     if response is not None and status is not None:
         asked = _retry_after(response.headers.get("Retry-After"))
         return status in (408, 429) or status >= 500, asked
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return False, 0.0
     # the HTTP library of huggingface_hub is another one in another version
     transport = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
     return transport or isinstance(error, TimeoutError | ConnectionError), 0.0
