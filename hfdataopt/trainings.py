@@ -87,6 +87,15 @@ class Trainings:
                 self._estimate(len(where), seconds)
         return self._found[key]
 
+    def of_all(self, jobs: Sequence[tuple[Any, int]]) -> np.ndarray:
+        """Utilities ``[jobs, queries]`` of all ``(positions, seed)``, announced, and divided among the processes."""
+        from tqdm.auto import tqdm
+
+        self.announce(len(jobs), sum(len(positions) for positions, _ in jobs))
+        self.share(lambda job: self.of(*job), jobs)
+        bar = tqdm(jobs, desc=f"{self.who}: trainings", leave=False, delay=2, disable=not self.processes.is_main)
+        return np.stack([self.of(*job) for job in bar])
+
     def announce(self, trainings: int, rows: int, at_most: bool = False) -> None:
         """Say what is to come: how many trainings on how many ``rows`` in all; the time follows after the first one."""
         known = f"; {len(self._found)} utilities are in {self.folder} already" if self._found else ""

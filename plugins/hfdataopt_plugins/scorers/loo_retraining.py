@@ -34,24 +34,16 @@ class LeaveOneOutRetraining(RetrainingScorer):
         trainings, rows = self.trainings(view), len(view.pool)
         everything = range(rows)
         seeds = range(self.seed, self.seed + self.seeds)
-        trainings.announce(self.seeds * (rows + 1), self.seeds * (rows + rows * (rows - 1)))
-        subsets = [
+        jobs = [
             ([row for row in everything if row != left_out], seed) for seed in seeds for left_out in (None, *everything)
         ]
-        trainings.share(lambda job: trainings.of(*job), subsets)
-        bar = view.progress("trainings", len(subsets), unit="training")
-        found = []
-        for subset, seed in subsets:
-            found.append(trainings.of(subset, seed))
-            bar.update()
-        bar.close()
-        outcomes = np.stack(found).reshape(self.seeds, rows + 1, -1)
+        outcomes = trainings.of_all(jobs).reshape(self.seeds, rows + 1, -1)
         differences = outcomes[:, :1] - outcomes[:, 1:]
         errors = differences.mean(2).std(axis=0, ddof=1) / np.sqrt(self.seeds) if self.seeds > 1 else None
         return Result(
             matrix=differences.mean(0),
             standard_errors=errors,
-            metadata={"trainings": len(subsets), "full_utility": float(outcomes[:, 0].mean())},
+            metadata={"trainings": len(jobs), "full_utility": float(outcomes[:, 0].mean())},
         )
 
 

@@ -67,20 +67,11 @@ class TmcShapley(RetrainingScorer):
 
     def score(self, view: View) -> Result:
         trainings = self.trainings(view)
-        return self._exact(view, trainings) if self.permutations == "all" else self._sampled(view, trainings)
+        return self._exact(len(view.pool), trainings) if self.permutations == "all" else self._sampled(view, trainings)
 
-    def _exact(self, view: View, trainings: Trainings) -> Result:
-        rows = len(view.pool)
+    def _exact(self, rows: int, trainings: Trainings) -> Result:
         masks = range(2**rows)
-        trainings.announce(len(masks) - 1, rows * 2 ** (rows - 1))
-        trainings.share(lambda mask: trainings.of(_members(mask), self.seed), masks)
-        bar = view.progress("trainings", len(masks), unit="training")
-        found = []
-        for mask in masks:
-            found.append(trainings.of(_members(mask), self.seed))
-            bar.update()
-        bar.close()
-        utilities = np.stack(found)
+        utilities = trainings.of_all([(_members(mask), self.seed) for mask in masks])
         sizes = np.array([mask.bit_count() for mask in masks])
         weights = np.array([1 / (rows * comb(rows - 1, size)) if size < rows else 0.0 for size in sizes])
         matrix = np.empty((rows, utilities.shape[1]))
