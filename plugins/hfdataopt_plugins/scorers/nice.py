@@ -99,6 +99,14 @@ class PolicyOptions:
                 "take at least 2, or baseline='none'"
             )
 
+    def check_prompts(self, view: View) -> None:
+        """Raise before training where the rewards, a prompt or the generator cannot work."""
+        self.reward_functions(view.batch_size)
+        ids: list[Any] = list(view.rows("queries").ids)
+        for prompt, row in zip(query_prompts(view), ids, strict=True):
+            prompt_ids(prompt, view.processing_class, self.name, row)
+        self.generator(view)
+
     def reward_functions(self, batch_size: int) -> RewardFunctions:
         return RewardFunctions(
             self.reward_funcs,
@@ -308,11 +316,7 @@ class NICE(PolicyOptions, AdamScorer):
 
     def check(self, view: View) -> None:
         super().check(view)
-        self.reward_functions(view.batch_size)
-        ids: list[Any] = list(view.rows("queries").ids)
-        for prompt, row in zip(query_prompts(view), ids, strict=True):
-            prompt_ids(prompt, view.processing_class, self.name, row)
-        self.generator(view)
+        self.check_prompts(view)
 
     def score(self, view: View) -> Result:
         step = self.adam_step(view)
