@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from hfdataopt.attribution.scores import Scores
     from hfdataopt.hookspecs import hookimpl
     from hfdataopt.plugins import get_scorer
+    from hfdataopt.rewards.code_pass_rate import code_pass_rate
+    from hfdataopt.rewards.metric import reward_from_metric
+    from hfdataopt.rewards.win_rate import win_rate
     from hfdataopt.selection.select import select
 
 _HOME = {
@@ -24,9 +27,12 @@ _HOME = {
     "Scorer": "hfdataopt.attribution.scorer",
     "Scores": "hfdataopt.attribution.scores",
     "attribute": "hfdataopt.attribution.attribute",
+    "code_pass_rate": "hfdataopt.rewards.code_pass_rate",
     "get_scorer": "hfdataopt.plugins",
     "hookimpl": "hfdataopt.hookspecs",
+    "reward_from_metric": "hfdataopt.rewards.metric",
     "select": "hfdataopt.selection.select",
+    "win_rate": "hfdataopt.rewards.win_rate",
     "with_row_ids": "hfdataopt.attribution.rows",
 }
 __all__ = [
@@ -36,9 +42,12 @@ __all__ = [
     "Scorer",
     "Scores",
     "attribute",
+    "code_pass_rate",
     "get_scorer",
     "hookimpl",
+    "reward_from_metric",
     "select",
+    "win_rate",
     "with_row_ids",
 ]
 
