@@ -19,7 +19,7 @@ from hfdataopt.gradients.batches import choose_rows, name_rows, take_rows
 from hfdataopt.gradients.blocks import Block, check_layers, find_blocks, unpeft
 from hfdataopt.gradients.engine import ExampleGradients, per_example_gradients
 from hfdataopt.gradients.exact import ExampleNorms, gradient_norms, gram
-from hfdataopt.gradients.fit import fit_basis, kept_share
+from hfdataopt.gradients.fit import Source, fit_basis, kept_share
 from hfdataopt.gradients.losses import find_task, make_target, per_example_loss
 from hfdataopt.gradients.runner import MemoryLimit, Runner
 from hfdataopt.gradients.store import GradientStore, ShardedArray, weights_hash
@@ -36,6 +36,7 @@ __all__ = [
     "MemoryLimit",
     "Runner",
     "ShardedArray",
+    "Source",
     "check_layers",
     "choose_rows",
     "find_blocks",

@@ -5,10 +5,16 @@ Two passes over a sample of rows. The first accumulates, in float64, the second 
 their leading eigenvectors are the candidate directions. The second measures the mean square of every candidate entry of
 ``L^T G R`` over the sample. The ``floats_per_row`` largest entries of all blocks together are kept: blocks, and
 directions within a block, get room in proportion to the gradient they carry.
+
+The sample may come from several sources, such as preconditioned gradients of a pool and plain ones of queries. Each has
+second moments of its own: of a preconditioned one those of the gradients themselves, ``sum G G^T`` and ``sum G^T G``,
+since its directions are not those of the factors. The sources count alike, whatever their scales: in each block their
+moments are divided by their traces, and their energies by the sum over all candidate entries.
 """
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,9 +36,20 @@ LONGEST_SIDE = 16384
 MOMENT_BYTES = 4 * 2**30
 
 
+@dataclass(frozen=True)
+class Source:
+    """Rows of one kind: batches with the target, weights and precondition of their gradients. ``of=None`` takes that of
+    the call."""
+
+    batches: Iterable[Batch]
+    of: str | Target | None = None
+    weights: Weights = None
+    precondition: Precondition = None
+
+
 def fit_basis(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Source | Sequence[Source],
     *,
     of: str | Target = "loss",
     logit: Logit = None,
@@ -51,57 +68,67 @@ def fit_basis(
     """A basis for the gradients of ``model``.
 
     ``batches`` is read twice, and holds pool and query rows alike (their ids must differ); ``rows`` of them, chosen by
-    (seed, row id), are the sample; None takes all. ``exact`` and ``random`` do not look at the batches. An ``exact``
-    basis results whenever the whole gradient has at most ``floats_per_row`` entries. The other options are those of
-    :func:`hfdataopt.gradients.per_example_gradients`.
+    (seed, row id), are the sample; None takes all. Where pool and queries differ in target, weights or precondition, pass
+    a list with a :class:`Source` for each: ``rows`` is then divided evenly among them, and they count alike. ``exact``
+    and ``random`` do not look at the batches. An ``exact`` basis results whenever the whole gradient has at most
+    ``floats_per_row`` entries. The other options are those of :func:`hfdataopt.gradients.per_example_gradients`.
 
     Raises ``DataError`` when the sample is empty, has no gradient at all, or (unless ``on_nonfinite="skip"``) a row
     of it is not finite.
     """
     if kind not in KINDS:
         raise OptionError(f"kind={kind!r} arrived; it must be one of {', '.join(KINDS)}")
-    runner = Runner(
-        model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss, memory=memory
-    )
-    blocks = runner.blocks
+    sources = _sources("fit_basis", batches, weights, precondition)
+    shared: dict[str, Any] = {
+        "logit": logit,
+        "layers": layers,
+        "dtype": dtype,
+        "custom_loss": custom_loss,
+        "memory": memory or MemoryLimit(),
+    }
+    runners = [
+        Runner(model, of=of if source.of is None else source.of, weights=source.weights, **shared) for source in sources
+    ]
+    blocks = runners[0].blocks
     if kind == "exact" or sum(block.size for block in blocks) <= floats_per_row:
         return Basis.exact(blocks)
     if kind == "random":
         return Basis.random(blocks, floats_per_row, seed)
     _check_budget(blocks, floats_per_row)
-    if iter(batches) is batches:
-        raise OptionError(
-            "fit_basis reads the batches twice, but a one-time iterator arrived; pass a list or a data loader"
-        )
-    if isinstance(weights, Sequence | Tensor):
-        raise OptionError("fit_basis takes weights by row id (a mapping) or from the batch key 'weights'")
-    ids = [row for batch in take_rows(batches, None) for row in batch["row_id"]]
-    sample = ids if rows is None else choose_rows(ids, rows, seed=seed)
+    _check_rereadable("fit_basis", sources)
+    samples = [_sample(source, rows if rows is None else max(1, rows // len(sources)), seed) for source in sources]
+    sample = [row for chosen in samples for row in chosen]
     if not sample:
         raise DataError("fit_basis: no rows arrived; pass batches of the pool and the queries")
 
+    def sweep(accumulators: Sequence[_Accumulator]) -> None:
+        for runner, source, chosen, accumulator in zip(runners, sources, samples, accumulators, strict=True):
+            bad = _sweep(runner, take_rows(source.batches, chosen), accumulator)
+            if bad and on_nonfinite == "error":
+                raise nonfinite_error(bad)
+
     cap = _rank_cap(blocks, floats_per_row)
-    candidates: list[Part | None] = [None] * len(blocks)
-    for group in _groups(blocks):
-        moments = _Moments(blocks, group)
-        bad = _sweep(runner, take_rows(batches, sample), moments)
-        if bad and on_nonfinite == "error":
-            raise nonfinite_error(bad)
+    parts: list[Part | None] = [None] * len(blocks)
+    for group in _groups(blocks, len(sources)):
+        moments = [_Moments(group, source.precondition) for source in sources]
+        sweep(moments)
+        directions = _Directions(cap)
         for index in group:
-            candidates[index] = moments.part(index, cap)
-    candidate = Basis("eigen", _describe(blocks), [part for part in candidates if part is not None], seed=seed)
-    energy = _Energy(candidate, precondition)
-    _sweep(runner, take_rows(batches, sample), energy)
-    if energy.total is None or not (energy.total > 0).any():
+            parts[index] = directions.part(blocks[index], [m.take(index) for m in moments if index in m.left])
+    candidate = Basis("eigen", _describe(blocks), [part for part in parts if part is not None], seed=seed)
+    energies = [_Energy(candidate, source.precondition) for source in sources]
+    sweep(energies)
+    totals = [energy.total.cpu() for energy in energies if energy.total is not None and (energy.total > 0).any()]
+    if not totals:
         raise DataError(f"fit_basis: the gradient of all {len(sample)} sampled rows is zero; are all labels ignored?")
-    parts = _keep_largest(candidate, energy.total.cpu(), floats_per_row)
-    return Basis("eigen", _describe(blocks), parts, seed=seed, sample=sample)
+    energy = sum((total / total.sum() for total in totals[1:]), totals[0] / totals[0].sum())
+    return Basis("eigen", _describe(blocks), _keep_largest(candidate, energy, floats_per_row), seed=seed, sample=sample)
 
 
 def kept_share(
     model: nn.Module,
     basis: Basis,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Source,
     *,
     of: str | Target = "loss",
     logit: Logit = None,
@@ -115,7 +142,8 @@ def kept_share(
     memory: MemoryLimit | None = None,
     name: str = "rows",
 ) -> float:
-    """Share of the squared gradient norm that ``basis`` keeps, over a sample of ``batches``: 1 for ``exact``.
+    """Share of the squared gradient norm that ``basis`` keeps, over a sample of ``batches`` (or of one source; after its
+    precondition): 1 for ``exact``.
 
     The sample leaves out the rows that the basis was fitted on where others are there. For ``random`` it is the ratio
     of the feature's norm to the gradient's, 1 in expectation, and says nothing of quality. Warns below 0.5 for
@@ -123,16 +151,25 @@ def kept_share(
     """
     if basis.kind == "exact":
         return 1.0
+    (source,) = sources = _sources("kept_share", batches, weights, precondition)
+    _check_rereadable("kept_share", sources)
     runner = Runner(
-        model, of=of, logit=logit, layers=layers, weights=weights, dtype=dtype, custom_loss=custom_loss, memory=memory
+        model,
+        of=of if source.of is None else source.of,
+        logit=logit,
+        layers=layers,
+        weights=source.weights,
+        dtype=dtype,
+        custom_loss=custom_loss,
+        memory=memory,
     )
     basis.check(runner.blocks)
-    ids = [row for batch in take_rows(batches, None) for row in batch["row_id"]]
+    ids = [row for batch in take_rows(source.batches, None) for row in batch["row_id"]]
     sample = choose_rows(ids, rows or len(ids), seed=seed, exclude=basis.sample) or choose_rows(
         ids, rows or len(ids), seed=seed
     )
-    share = _Share(basis, precondition)
-    _sweep(runner, take_rows(batches, sample), share)
+    share = _Share(basis, source.precondition)
+    _sweep(runner, take_rows(source.batches, sample), share)
     result = share.kept / share.whole if share.whole > 0 else float("nan")
     if basis.kind == "eigen" and result < 0.5:
         warnings.warn(
@@ -141,6 +178,37 @@ def kept_share(
             stacklevel=2,
         )
     return result
+
+
+def _sources(
+    who: str, batches: Iterable[Batch] | Source | Sequence[Source], weights: Weights, precondition: Precondition
+) -> list[Source]:
+    """What arrived as sources: batches alone are one."""
+    given: list[Any] = (
+        [batches] if isinstance(batches, Source) else list(batches) if isinstance(batches, list | tuple) else []
+    )
+    if not any(isinstance(source, Source) for source in given):
+        sources = [Source(batches, None, weights, precondition)]  # type: ignore[arg-type]
+    elif weights is not None or precondition is not None or not all(isinstance(source, Source) for source in given):
+        raise OptionError(f"{who}: a Source holds its own weights and precondition, and is not mixed with batches")
+    else:
+        sources = given
+    return sources
+
+
+def _check_rereadable(who: str, sources: Sequence[Source]) -> None:
+    for source in sources:
+        if iter(source.batches) is source.batches:
+            raise OptionError(
+                f"{who} reads the batches twice, but a one-time iterator arrived; pass a list or a data loader"
+            )
+        if isinstance(source.weights, Sequence | Tensor):
+            raise OptionError(f"{who} takes weights by row id (a mapping) or from the batch key 'weights'")
+
+
+def _sample(source: Source, count: int | None, seed: int) -> list[RowId]:
+    ids = [row for batch in take_rows(source.batches, None) for row in batch["row_id"]]
+    return ids if count is None else choose_rows(ids, count, seed=seed)
 
 
 class _Accumulator:
@@ -184,27 +252,40 @@ def _sweep(runner: Runner, batches: Iterable[Batch], accumulator: _Accumulator) 
 
 
 class _Moments(_Accumulator):
-    """Second moments of both sides of the blocks in ``group``; a vector for sides longer than LONGEST_SIDE or
-    one-hot."""
+    """Second moments of both sides of the blocks in ``group``, of one source; a vector for sides longer than LONGEST_SIDE
+    or one-hot."""
 
-    def __init__(self, blocks: Sequence[Block], group: Sequence[int]) -> None:
+    def __init__(self, group: Sequence[int], precondition: Precondition) -> None:
         super().__init__()
-        self.blocks = blocks
         self.group = set(group)
+        self.precondition = precondition
         self.left: dict[int, Tensor] = {}
         self.right: dict[int, Tensor] = {}
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
-        self._vectors: list[tuple[Tensor, Tensor]] = []
 
     def add(self, index: int, block: Block, captured: list[Captured]) -> None:
         if index not in self.group:
             return
+        if self.precondition is not None:
+            gradient = preconditioned(block, captured, self.precondition)
+            self._plus(
+                index,
+                _second_moment(gradient.transpose(1, 2).reshape(-1, block.rows), block.rows),
+                _second_moment(gradient.reshape(-1, block.columns), block.columns),
+            )
+            return
         for (left, right), (_, given, _) in zip(complete(block, captured), captured, strict=True):
             mask = used_positions(left, right)
             new_left = _second_moment(left[mask], block.rows)
-            new_right = self._right_moment(given, right, mask, block.columns)
-            self.left[index] = _plus(self.left.get(index), new_left)
-            self.right[index] = _plus(self.right.get(index), new_right)
+            self._plus(index, new_left, self._right_moment(given, right, mask, block.columns))
+
+    def take(self, index: int) -> tuple[Tensor, Tensor]:
+        """Both moments of a block, which are then no longer held."""
+        return self.left.pop(index), self.right.pop(index)
+
+    def _plus(self, index: int, left: Tensor, right: Tensor) -> None:
+        self.left[index] = _plus(self.left.get(index), left)
+        self.right[index] = _plus(self.right.get(index), right)
 
     def _right_moment(self, given: Tensor, right: Tensor, mask: Tensor, size: int) -> Tensor:
         """Second moment of ``right``; the one before, if it was of the same tensor (query, key and value layers)."""
@@ -216,20 +297,28 @@ class _Moments(_Accumulator):
         self._last = (given, mask, moment)
         return moment
 
-    def part(self, index: int, cap: int) -> Part:
-        """The candidate part of a block: up to ``cap`` leading directions on each side."""
-        block = self.blocks[index]
-        if index not in self.left:  # no gradient in the whole sample
-            return Part(torch.zeros(block.rows, 1), torch.zeros(block.columns, 1), None, 1)
-        left, right = leading(self.left.pop(index), cap), self._right_vectors(self.right.pop(index), cap)
-        return Part(left, right, None, left.shape[1] * right.shape[1])
 
-    def _right_vectors(self, moment: Tensor, cap: int) -> Tensor:
+class _Directions:
+    """The candidate parts of blocks: up to ``cap`` leading directions on each side."""
+
+    def __init__(self, cap: int) -> None:
+        self.cap = cap
+        self._vectors: list[tuple[Tensor, Tensor]] = []
+
+    def part(self, block: Block, moments: Sequence[tuple[Tensor, Tensor]]) -> Part:
+        """The part of a block from both moments of each source that has a gradient in it."""
+        if not moments:
+            return Part(torch.zeros(block.rows, 1), torch.zeros(block.columns, 1), None, 1)
+        left, right = (_alike([pair[side] for pair in moments]) for side in (0, 1))
+        small_left, small_right = leading(left, self.cap), self._right_vectors(right)
+        return Part(small_left, small_right, None, small_left.shape[1] * small_right.shape[1])
+
+    def _right_vectors(self, moment: Tensor) -> Tensor:
         """Leading eigenvectors; the very tensor of an earlier block whose inputs had the same second moment."""
         for known, vectors in self._vectors:
             if known.shape == moment.shape and torch.equal(known, moment):
                 return vectors
-        self._vectors.append((moment, leading(moment, cap)))
+        self._vectors.append((moment, leading(moment, self.cap)))
         return self._vectors[-1][1]
 
 
@@ -299,6 +388,18 @@ def _second_moment(side: Tensor, size: int) -> Tensor:
     return side.square().sum(0) if size > LONGEST_SIDE else side.T @ side
 
 
+def _alike(moments: Sequence[Tensor]) -> Tensor:
+    """The moments of several sources added up, each divided by its trace; the moment of a single one as it is."""
+    if len(moments) == 1:
+        return moments[0]
+    total: Tensor | None = None
+    for moment in moments:
+        trace = moment.sum() if moment.dim() == 1 else moment.trace()
+        total = _plus(total, moment / trace.clamp_min(1e-300))
+    assert total is not None
+    return total
+
+
 def _plus(total: Tensor | None, new: Tensor) -> Tensor:
     if total is None:
         return new
@@ -314,12 +415,14 @@ def _rank_cap(blocks: Sequence[Block], floats_per_row: int) -> int:
     return cap if cap < 16 else cap - cap % 16  # widths that matrix products are fast at
 
 
-def _groups(blocks: Sequence[Block]) -> list[list[int]]:
-    """Blocks divided so that the moments of one group fit into MOMENT_BYTES."""
+def _groups(blocks: Sequence[Block], sources: int = 1) -> list[list[int]]:
+    """Blocks divided so that the moments of one group, of all sources, fit into MOMENT_BYTES."""
     groups: list[list[int]] = [[]]
     used = 0
     for index, block in enumerate(blocks):
-        size = sum(8 * (side * side if side <= LONGEST_SIDE else side) for side in (block.rows, block.columns))
+        size = sources * sum(
+            8 * (side * side if side <= LONGEST_SIDE else side) for side in (block.rows, block.columns)
+        )
         if groups[-1] and used + size > MOMENT_BYTES:
             groups.append([])
             used = 0
