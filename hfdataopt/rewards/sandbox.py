@@ -104,7 +104,7 @@ class Sandbox:
             warnings.warn(
                 f"Linux namespaces are refused here ({answer}): the tested programs are limited in time, memory "
                 "and processes, but can use the network and read and change whatever this account can",
-                stacklevel=3,
+                stacklevel=4,
             )
             self.isolation = "limits"
             kind, answer = self._answer(plain, _Running())
