@@ -17,6 +17,10 @@ VERBS = {
         "hfdataopt.commands.demo",
         "find mislabelled rows of a text classifier's training data, from install to report",
     ),
+    "evaluate": (
+        "hfdataopt.commands.evaluate",
+        "measure scores: known label errors, models trained on subsets, on the best rows and without them",
+    ),
     "plugins": (
         "hfdataopt.commands.plugins",
         "list every installed component, its plugin and options, and what failed to load",

@@ -74,9 +74,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         queries = rename_columns(load_rows(arguments.queries, "validation"), arguments.text, arguments.label, "queries")
     labelled = "label" in pool.column_names
     names = label_names(pool, "pool") if labelled else None
-    model, tokenizer = _load(where, arguments.task, _count_classes(pool, names), arguments.trust_remote_code)
+    model, tokenizer = load_model(where, arguments.task, count_classes(pool, names), arguments.trust_remote_code)
     if labelled:
-        names = _names_of(model, names)
+        names = names_of(model, names)
         pool = encode_labels(pool, names, "pool")
         queries = None if queries is None else encode_labels(queries, names, "queries")
     scores = attribute(
@@ -98,7 +98,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     return 0
 
 
-def _load(where: str, task: str | None, classes: int | None, trust_remote_code: bool) -> tuple[Any, Any]:
+def load_model(where: str, task: str | None, classes: int | None, trust_remote_code: bool) -> tuple[Any, Any]:
     """Model and tokenizer; without ``--task``, the class that the config names."""
     import transformers
 
@@ -125,7 +125,7 @@ def _load(where: str, task: str | None, classes: int | None, trust_remote_code: 
     return model.eval(), tokenizer
 
 
-def _count_classes(pool: Any, names: list[str] | None) -> int | None:
+def count_classes(pool: Any, names: list[str] | None) -> int | None:
     """How many classes the pool has, by name or by the largest whole number; None where it has no class labels."""
     if names is not None:
         return len(names)
@@ -137,7 +137,7 @@ def _count_classes(pool: Any, names: list[str] | None) -> int | None:
     return max(values) + 1
 
 
-def _names_of(model: Any, names: list[str] | None) -> list[str] | None:
+def names_of(model: Any, names: list[str] | None) -> list[str] | None:
     """Class names in the order of the model's own ids where it knows these names, else as they come."""
     own = [model.config.id2label[index] for index in sorted(model.config.id2label)]
     return own if names is not None and set(names) <= set(own) else names
