@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import TrainerState
 
-from hfdataopt.attribution.rows import as_list
 from hfdataopt.errors import DataError, StoreError
 from hfdataopt.generation import Completion, Generator
 from hfdataopt.generation.prompts import as_messages
@@ -49,9 +48,9 @@ def query_prompts(view: "Reader") -> list[Any]:
 
 def query_columns(view: "Reader") -> dict[str, list[Any]]:
     """Every other column of the queries, as reward functions get them."""
-    source = view.rows("queries").source
-    names = getattr(source, "column_names", None) or list(source[0])
-    return {name: as_list(source[name]) for name in names if name not in NOT_COLUMNS}
+    rows = view.rows("queries")
+    names = getattr(rows.source, "column_names", None) or list(rows.source[0])
+    return {name: rows.column(name) or [] for name in names if name not in NOT_COLUMNS}
 
 
 def sample_completions(

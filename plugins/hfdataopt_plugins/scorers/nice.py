@@ -92,11 +92,16 @@ class PolicyOptions:
             check_range(self, option, at_least=1)
         check_range(self, "temperature", at_least=0)
         check_range(self, "top_k", at_least=0)
-        check_range(self, "top_p", above=0, at_least=0)
+        check_range(self, "top_p", above=0, below=1 + 1e-12)
         if self.baseline == "leave-one-out" and self.samples < 2:
             raise OptionError(
                 f"{self.name}: baseline='leave-one-out' compares completions of a query, but samples={self.samples}; "
                 "take at least 2, or baseline='none'"
+            )
+        if self.temperature == 0 and self.samples > 1:
+            raise OptionError(
+                f"{self.name}: temperature=0 always gives the same completion, but samples={self.samples}; raise temperature, or "
+                "take samples=1 and baseline='none'"
             )
 
     def check_prompts(self, view: View) -> None:
@@ -256,8 +261,16 @@ def policy_weights(
 ) -> np.ndarray:
     """Weight of each completion's loss gradient ``[n]``: ``(r - b) / n`` over those with a reward; 0 for the others.
 
-    Rewards ``[n]`` are NaN where there is none. A leave-one-out baseline of a single reward is undefined: weight 0.
+    Rewards ``[n]`` are NaN where there is none; where only one completion got one, it has none to be compared with: weight 0.
+
+    Raises:
+        DataError: a leave-one-out baseline for fewer than 2 completions.
     """
+    if baseline == "leave-one-out" and len(rewards) < 2:
+        raise DataError(
+            f"{name} has {len(rewards)} completion, and baseline='leave-one-out' compares several; give it more, or take "
+            "baseline='none'"
+        )
     weights = np.zeros(len(rewards))
     rewarded = np.isfinite(rewards)
     count = int(rewarded.sum())
@@ -411,6 +424,11 @@ class NICEAMC(NICE):
 
     def completions(self, view: View, seed: int) -> list[list[Completion]]:
         """Text of the stronger model: its tokens may be another vocabulary's."""
+        if self.baseline != "none":
+            view.say(
+                f"baseline={self.baseline!r} on completions that the model did not draw itself changes what is estimated: the "
+                "gradient of the mean log-likelihood, times the mean reward, is taken away"
+            )
         return [
             [Completion(completion.text, None, completion.finished) for completion in of_query]
             for of_query in super().completions(view, seed)
