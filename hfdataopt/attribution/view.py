@@ -12,7 +12,7 @@ import torch
 from hfdataopt.attribution.reader import Reader, as_tensor, custom_loss, in_order, write_json
 from hfdataopt.attribution.rows import draw
 from hfdataopt.attribution.vectors import Vectors
-from hfdataopt.errors import OptionError
+from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients import (
     Basis,
     find_blocks,
@@ -408,6 +408,13 @@ class View(Reader):
             name=vectors.side,
             **shared,
         )
+        if (
+            basis.kind == "random" and share < 0.1
+        ):  # 1 in expectation: projectors on GPUs have been seen to return zeros
+            raise DataError(
+                f"{self.name}: the random projection keeps {share:.2g} of the squared gradient norm of the {vectors.side}, where about "
+                "1 is expected; the device computes wrong products, or nearly all gradients are 0"
+            )
         return None if share != share else round(share, 4)
 
 
