@@ -379,6 +379,8 @@ class NICEAMC(NICE):
                 f"{self.name}: give column= (completions in the queries) or stronger= (a model, its id, or with endpoint= its name "
                 f"there); got column={self.column!r} and stronger={self.stronger!r}"
             )
+        if self.stronger is not None and not isinstance(self.stronger, str) and not hasattr(self.stronger, "generate"):
+            raise OptionError(f"{self.name}: stronger={self.stronger!r} is neither a causal language model nor an id")
         if self.endpoint is not None and not isinstance(self.stronger, str):
             raise OptionError(
                 f"{self.name}: endpoint={self.endpoint!r} needs stronger= the model's name there; got {self.stronger!r}"
