@@ -15,7 +15,7 @@ from hfdataopt.commands import arguments
 from hfdataopt.errors import DataError
 from hfdataopt.plugins import Source, host
 
-from .tiny import bert, masked_lm, texts, tokenizer
+from .tiny import bert, llama, masked_lm, texts, tokenizer
 
 NAMES = ["bad", "good"]
 
@@ -443,3 +443,33 @@ def test_columns_are_renamed():
     data = Dataset.from_dict({"body": ["a"], "text": ["old"], "kind": ["x"]})
     renamed = arguments.rename_columns(data, "body", "kind", "pool")
     assert renamed.to_dict() == {"text": ["a"], "label": ["x"]}
+
+
+# -- scorers of generating models
+
+
+def test_nice_with_a_reward_by_name_and_groups_of_queries(call, tmp_path, monkeypatch):
+    llama().save_pretrained(tmp_path / "lm")
+    tokenizer(special=False).save_pretrained(tmp_path / "lm")
+    (tmp_path / "own_rewards.py").write_text(
+        "def fine(completions, **kwargs):\n    return [float(text.count('fine')) for text in completions]\n"
+    )
+    pool = [{"prompt": "the film was", "completion": word} for word in ("fine", "poor", "dire", "great")]
+    queries = [{"prompt": f"the {word} was", "kind": word} for word in ("plot", "scene", "actor")]
+    for name, rows in (("pool", pool), ("queries", queries)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    argv = ["score", "--scorer", "nice", "--model", "lm", "--pool", "pool.jsonl", "--queries", "queries.jsonl"]
+    argv += ["--output_dir", "out", "--max_new_tokens", "6", "--precondition", "none", "--basis", "exact"]
+    argv += ["--query_group", "kind", "--aggregate", "max"]
+    status, out, err = call(*argv, "--reward_funcs", "own_rewards:fine")
+    assert status == 0, err
+    assert any("variance within a query" in line for line in err)
+    scores = Scores.load(tmp_path / "out")
+    assert scores.top(k=1) == [0]
+    assert scores.metadata["aggregate"] == "max"
+    assert "own_rewards" not in sys.path
+    status, _, err = call(*argv, "--reward_funcs", "own_rewards:missing")
+    assert status == 2
+    assert "cannot be imported" in err[-1]
+    assert "Traceback" not in "".join(err)

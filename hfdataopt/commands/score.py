@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=("classification", "causal"), help="default: by the model's architecture")
     parser.add_argument("--batch_size", type=int, default=16, help="rows per forward pass")
     parser.add_argument("--output_dir", required=True, help="where scores are written; a killed run resumes here")
+    parser.add_argument("--query_group", help="column of the queries; scores are averaged within its groups")
+    parser.add_argument("--aggregate", choices=("mean", "max"), default="mean", help="over groups of queries")
     parser.add_argument("--show", type=int, default=5, help="how many of the best and worst rows to print")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow the model's own code from the hub")
 
@@ -88,6 +90,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         processing_class=tokenizer,
         batch_size=arguments.batch_size,
         output_dir=arguments.output_dir,
+        query_group=arguments.query_group,
+        aggregate=arguments.aggregate,
     )
     where_is = {row: position for position, row in enumerate(scores.row_ids)}
     count = min(arguments.show, sum(value == value for value in scores.values))  # NaN: no score

@@ -1,10 +1,14 @@
 """``RewardFunctions``: what TRL's ``GRPOTrainer(reward_funcs=...)`` takes, called as it calls them, and checked."""
 
 import functools
+import importlib
 import inspect
 import math
 import numbers
+import operator
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +22,7 @@ from hfdataopt.gradients.batches import RowId, name_rows
 from hfdataopt.rewards import background
 from hfdataopt.rewards.reward_model import Formatting, RewardModel
 
+_IMPORTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _RESERVED = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
 _OF_THE_ROW = ("prompt", "completion", "completion_ids")  # columns that TRL does not hand on
 
@@ -48,7 +53,8 @@ class RewardFunctions:
     A reward is a callable, sync or async, that takes TRL's keywords ``prompts, completions, completion_ids``, every
     other column of the dataset as a list, ``trainer_state``, ``log_extra`` and ``log_metric``, and returns a list with a number
     or None (no opinion) per completion; or a sequence-classification model with ``num_labels=1``, or its id or path
-    (:class:`~hfdataopt.rewards.reward_model.RewardModel`). Async functions run at the same time.
+    (:class:`~hfdataopt.rewards.reward_model.RewardModel`); or ``"module:function"``, imported from the working folder or an
+    installed package, as a command line names it. Async functions run at the same time.
 
     Args:
         reward_funcs: one, or a list.
@@ -89,6 +95,8 @@ class RewardFunctions:
         self._weights = np.array(weights, dtype=float)
         self._functions: list[Any] = []
         for function, tokenizer, form in zip(given, tokenizers, formatting, strict=True):
+            if isinstance(function, str) and _IMPORTED.fullmatch(function):
+                function = _import(function, who)
             if isinstance(function, str | os.PathLike | torch.nn.Module):
                 self._functions.append(RewardModel(function, tokenizer, form, batch_size, who))
                 continue
@@ -322,3 +330,18 @@ def _metrics(logs: Sequence[_Log]) -> dict[str, float]:
         for name, numbers_logged in log.values.items():
             values.setdefault(name, []).extend(numbers_logged)
     return {name: sum(logged) / len(logged) for name, logged in values.items()}
+
+
+def _import(name: str, who: str) -> Any:
+    """The object that ``"module:function"`` names."""
+    module, _, attribute = name.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        return operator.attrgetter(attribute)(importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise OptionError(
+            f"{who}: the reward {name!r} cannot be imported from {here!r} or an installed package: {error}"
+        ) from error
+    finally:
+        sys.path.remove(here)
