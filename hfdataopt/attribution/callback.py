@@ -108,7 +108,7 @@ class AttributionCallback(TrainerCallback):
             aggregate=self._aggregate,
             identity={"model": type(model).__name__},
         )
-        run.check(model)
+        run.check(model, kwargs.get("optimizer"))
         run.open(resumed_step=state.global_step)
         self._run = run
         assert run.folder is not None

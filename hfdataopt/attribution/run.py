@@ -205,10 +205,10 @@ class ScoringRun:
             shared=self.shared,
         )
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Any, optimizer: Any = None) -> None:
         """Let the scorer raise what can be known before training."""
         with untouched(model):
-            self.scorer.check(self.view(model, Moment(0)))
+            self.scorer.check(self.view(model, Moment(0), optimizer=optimizer))
 
     def observe(self, model: Any, moment: Moment, optimizer: Any = None) -> Result:
         """Score at this moment; a result already on disk for the same weights is taken instead."""

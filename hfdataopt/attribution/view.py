@@ -174,17 +174,20 @@ class View(Reader):
         dtype, layers = self._engine_dtype(shared.get("dtype")), shared.get("layers")
         vectors = self._vectors(shared["of"], shared["precondition"], shared["samples"])
         pool, basis = vectors["pool"], Basis.exact(find_blocks(self.model, layers))
+        names, on_nonfinite = ("values", "loss_sum"), shared.get("on_nonfinite", "error")
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
-            products = []
+            products, losses = [], []
             for start in range(0, len(positions), self.batch_size):
                 part = positions[start : start + self.batch_size]
-                arrays = pool.features(basis, part, layers, dtype, shared.get("on_nonfinite", "error"))
+                arrays = pool.features(basis, part, layers, dtype, on_nonfinite)
                 products.append(_products(arrays["features"].double().flatten(1), queries, normalize))
-            return {"values": torch.cat(products)}
+                losses.append(arrays["loss_sum"])
+            return {"values": torch.cat(products), "loss_sum": torch.cat(losses)}
 
         manifest = {
             "kind": "products",
+            "arrays": list(names),
             "target": shared["target"],
             "queries": hashlib.sha256(queries.numpy().tobytes()).hexdigest()[:16],
             "layers": layers,
@@ -192,7 +195,9 @@ class View(Reader):
             "dtype": self.precision(shared.get("dtype")),
             **pool.key,
         }
-        return as_tensor(self.sharded("pool", f"products-{shared['target']}", manifest, shard)["values"])
+        arrays = self.sharded("pool", f"products-{shared['target']}", manifest, shard, names)
+        self.finite_rows("pool", as_tensor(arrays["loss_sum"]), "the gradient", on_nonfinite)
+        return as_tensor(arrays["values"])
 
     def _exact_products(self, of: Any, target: str, options: dict[str, Any]) -> torch.Tensor:
         """Inner products from the factors of the gradients, none of which is made."""

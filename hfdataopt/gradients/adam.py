@@ -106,6 +106,11 @@ class AdamMoments:
         _check(states, wanted, shapes, who)
         return cls({name: states[name] for name in wanted}, who)
 
+    @staticmethod
+    def check(optimizer: torch.optim.Optimizer, who: str = "gradients") -> None:
+        """Raise ``OptionError`` for an optimizer that will never have these moments, also before its first step."""
+        _adam_in(optimizer, who)
+
     @property
     def step(self) -> int:
         """Steps taken: the largest count of any parameter."""
@@ -194,13 +199,7 @@ def _live(source: Any, model: nn.Module, who: str) -> dict[str, AdamState]:
             f"{who}: Adam moments are needed, but there is no optimizer; score within training (a callback of the Trainer), "
             "or at a checkpoint folder that holds optimizer.pt"
         )
-    optimizer = source
-    while not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        inner = getattr(optimizer, "optimizer", None)
-        if not isinstance(inner, torch.optim.Optimizer):
-            kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-            raise _another(who, kind) if "deepspeed" not in kind else _sharded(who, f"the optimizer is {kind}")
-        optimizer = inner
+    optimizer = _adam_in(source, who)
     if not optimizer.state:
         raise _too_early(who, "the optimizer has not taken a step")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -215,6 +214,17 @@ def _live(source: Any, model: nn.Module, who: str) -> dict[str, AdamState]:
             f"{who}: the optimizer trains none of the parameters of this {type(model).__name__}; pass the model that it trains"
         )
     return states
+
+
+def _adam_in(optimizer: Any, who: str) -> torch.optim.Adam | torch.optim.AdamW:
+    """The Adam or AdamW inside its wrappers."""
+    while not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        inner = getattr(optimizer, "optimizer", None)
+        if not isinstance(inner, torch.optim.Optimizer):
+            kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+            raise _another(who, kind) if "deepspeed" not in kind else _sharded(who, f"the optimizer is {kind}")
+        optimizer = inner
+    return optimizer
 
 
 def _read(path: Path, model: nn.Module, who: str) -> dict[str, AdamState]:

@@ -31,6 +31,12 @@ class AdamScorer(GradientScorer):
     precondition: Literal["auto", "less", "adamw", "none"] = field(default="auto", kw_only=True)
     normalize: bool = field(default=True, kw_only=True)
 
+    def check(self, view: View) -> None:
+        super().check(view)
+        live = view.optimizer is not None and not isinstance(view.optimizer, Checkpoint)
+        if live and self.precondition in ("less", "adamw"):
+            AdamMoments.check(view.optimizer, self.name)
+
     def adam_step(self, view: View) -> AdamStep | None:
         """The preconditioner at this moment, or None.
 
@@ -51,6 +57,10 @@ class AdamScorer(GradientScorer):
             view.say(f"training gradients are taken plain, without Adam's moments ({error})")
             view.facts["precondition"] = "none"
             return None
+        if self.precondition == "auto":
+            view.say(
+                f"training gradients are preconditioned by Adam's moments after {step.moments.step} steps (form {form!r})"
+            )
         view.facts["precondition"] = form
         return step
 
