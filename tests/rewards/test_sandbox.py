@@ -140,6 +140,11 @@ FORGERIES = {
         "class f:\n    def __init__(self, x): pass\n    def __eq__(self, other): return True",
         ASSERT_TWO,
     ),
+    "equal to all, unseen": (
+        "import builtins\nbuiltins.bool = builtins.isinstance = lambda *a: False\n"
+        "class A:\n    def __eq__(self, other): return True\ndef f(x): return A()",
+        ASSERT_TWO,
+    ),
     "small": (
         "class A:\n    def __sub__(self, other): return self\n    __abs__ = __neg__ = lambda self: self\n"
         "    def __lt__(self, other): return True\ndef f(x): return A()",
@@ -299,9 +304,12 @@ def test_secrets_are_not_seen(inside: Sandbox, tmp_path: Path, monkeypatch: pyte
 
 def test_the_environment_is_not_passed_on(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANTED_TOKEN", "secret")
-    code = (
-        "import os, subprocess\nseen = str(os.environ) + subprocess.run(['env'], capture_output=True, text=True).stdout"
-    )
+    code = """
+    import os, subprocess
+    seen = str(os.environ) + subprocess.run(['env'], capture_output=True, text=True).stdout
+    try: seen += open('/proc/self/environ').read()
+    except OSError: pass
+    """
     assert run(sandbox, code, "assert 'HOME' in seen and 'PLANTED' not in seen") == "passed"
 
 
@@ -467,13 +475,27 @@ def test_without_namespaces_it_refuses_or_warns(restricted: list[str]) -> None:
 
 
 def test_one_user_is_enough(restricted: list[str]) -> None:
-    script = """
+    """Who owns the system's files and is the program's user outside can change neither them nor the mounts."""
+    code = f"""
+    import ctypes, os
+    libc = ctypes.CDLL(None)
+    def writable(): return [place for place in {["/", "/usr", "/dev", sys.base_prefix, "/tmp"]!r} if writes(place)]
+    def writes(place):
+        try: open(os.path.join(place, 'planted'), 'w').close()
+        except OSError: return False
+        os.unlink(os.path.join(place, 'planted'))
+        return True
+    def changed(): return libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None), libc.umount2(b'/usr', 2), libc.unshare(0x20000)
+    """
+    tests = ["assert writable() == ['/tmp']", "assert changed() == (-1, -1, -1)", "assert os.getuid() == 65534"]
+    script = f"""
     from hfdataopt.rewards.sandbox import Program, Sandbox
     sandbox = Sandbox()
-    print(sandbox.isolation, *sandbox.run([Program("import os", "assert os.getuid() == 65534 and os.getpid() == 1")]))
+    print(sandbox.isolation, *sandbox.run([Program({textwrap.dedent(code)!r}, test) for test in {tests!r}]))
     """
     command = [*restricted, sys.executable, "-c", textwrap.dedent(script)]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "namespaces passed\n"
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output == "namespaces passed passed passed\n"
 
 
 # --- options ---
