@@ -4,7 +4,8 @@
 - :mod:`~hfdataopt.gradients.capture`: hooks on one batched forward and backward
 - :mod:`~hfdataopt.gradients.losses`: what is differentiated
 - :mod:`~hfdataopt.gradients.factors`: arithmetic on gradient factors
-- :mod:`~hfdataopt.gradients.basis`, :mod:`~hfdataopt.gradients.fit`: what of a gradient is kept
+- :mod:`~hfdataopt.gradients.basis`, :mod:`~hfdataopt.gradients.fit`, :mod:`~hfdataopt.gradients.second_moments`: what of
+  a gradient is kept
 - :mod:`~hfdataopt.gradients.precondition`: gradients changed before they are projected
 - :mod:`~hfdataopt.gradients.adam`: the moments of an Adam optimizer, and its steps on single gradients
 - :mod:`~hfdataopt.gradients.batches`, :mod:`~hfdataopt.gradients.runner`: running batches through a model

@@ -25,7 +25,8 @@ class ExampleGradients:
 
     ``features [b, d]`` float32; ``loss_sum [b]`` in nats summed over tokens (or the logit), not weighted; ``tokens
     [b]``. ``skipped`` are the ids of rows left out by ``on_nonfinite="skip"``. ``column`` is the target's column that was
-    differentiated, where it has several. All tensors are on the CPU.
+    differentiated, where it has several. ``squared_norm [b]`` float64, with a precondition: that of the whole preconditioned
+    gradient, of which the features keep a part; None without. All tensors are on the CPU.
     """
 
     row_ids: list[RowId]
@@ -34,6 +35,7 @@ class ExampleGradients:
     tokens: Tensor
     skipped: list[RowId] = field(default_factory=list)
     column: int = 0
+    squared_norm: Tensor | None = None
 
 
 def per_example_gradients(
@@ -62,7 +64,8 @@ def per_example_gradients(
     ``weights``: factor on each row's gradient, by row id (mapping) or by position over all batches (sequence).
     ``precondition``: a mapping from parameter name to a tensor of the parameter's shape, multiplied elementwise onto
     each gradient (a parameter that it lacks keeps its gradient); or a callable ``(parameter name, gradient [b,
-    *shape]) -> gradient``. Gradients are then made whole, one block at a time.
+    *shape]) -> gradient``, which may overwrite its argument. Weights apply before it. Gradients are then made whole, one
+    block at a time. For Adam see :class:`hfdataopt.gradients.adam.AdamMoments`.
     ``basis``: ``"exact"``, ``"eigen"``, ``"random"`` or a fitted :class:`Basis`; ``floats_per_row``: upper bound of d
     for the last two names. ``layers``: see :func:`hfdataopt.gradients.blocks.find_blocks`. ``seed``: of the fit
     sample and of the random basis.
@@ -125,6 +128,7 @@ class _Features:
         self.basis = basis
         self.precondition = precondition
         self.features: Tensor | None = None
+        self.squared_norm: Tensor | None = None
         self.size = size
         self.seen = SharedRight()
 
@@ -132,7 +136,10 @@ class _Features:
         if self.precondition is None:
             part = self.basis.project(index, block, captured, self.seen)
         else:
-            part = self.basis.project_matrix(index, preconditioned(block, captured, self.precondition))
+            gradient = preconditioned(block, captured, self.precondition)
+            part = self.basis.project_matrix(index, gradient)
+            norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).double().square()
+            self.squared_norm = norm if self.squared_norm is None else self.squared_norm + norm
         if self.features is None:
             self.features = part.new_zeros((self.size, self.basis.size))
         self.features[:, self.basis.offsets[index] : self.basis.offsets[index + 1]] = part
@@ -143,12 +150,17 @@ def _finish(piece: Piece, on_nonfinite: OnNonfinite) -> ExampleGradients:
     features = collected.features
     if features is None:  # no row of the batch has a gradient
         features = torch.zeros(collected.size, collected.basis.size)
-    features = features.cpu()
+    features, norm = features.cpu(), collected.squared_norm
+    if collected.precondition is not None:
+        norm = torch.zeros(collected.size, dtype=torch.float64) if norm is None else norm.cpu()
     ok = torch.isfinite(features.abs().sum(1)) & torch.isfinite(piece.loss_sum)
-    if ok.all():
-        return ExampleGradients(piece.row_ids, features, piece.loss_sum, piece.tokens, column=piece.column)
     bad = [row for row, good in zip(piece.row_ids, ok.tolist(), strict=True) if not good]
+    if not bad:
+        return ExampleGradients(
+            piece.row_ids, features, piece.loss_sum, piece.tokens, column=piece.column, squared_norm=norm
+        )
     if on_nonfinite == "error":
         raise nonfinite_error(bad)
     kept = [row for row, good in zip(piece.row_ids, ok.tolist(), strict=True) if good]
-    return ExampleGradients(kept, features[ok], piece.loss_sum[ok], piece.tokens[ok], bad, piece.column)
+    norm = None if norm is None else norm[ok]
+    return ExampleGradients(kept, features[ok], piece.loss_sum[ok], piece.tokens[ok], bad, piece.column, norm)

@@ -8,7 +8,8 @@ directions within a block, get room in proportion to the gradient they carry.
 
 The sample may come from several sources, such as preconditioned gradients of a pool and plain ones of queries. Each has
 second moments of its own: of a preconditioned one those of the gradients themselves, ``sum G G^T`` and ``sum G^T G``,
-since its directions are not those of the factors. The sources count alike, whatever their scales: in each block their
+since its directions are not those of the factors, and half of their weight is on what differs between rows: what the
+momentum adds to every row shifts all products alike. The sources count alike, whatever their scales: in each block their
 moments are divided by their traces, and their energies by the sum over all candidate entries.
 """
 
@@ -21,19 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.gradients.basis import KINDS, Basis, BasisKind, Part, _check_budget, _describe, same_tensor
+from hfdataopt.gradients.basis import KINDS, Basis, BasisKind, Part, _check_budget, _describe
 from hfdataopt.gradients.batches import Batch, RowId, choose_rows, nonfinite_error, take_rows
 from hfdataopt.gradients.blocks import Block, Layers
 from hfdataopt.gradients.capture import Captured, complete
-from hfdataopt.gradients.factors import finite_rows, is_index, squared_norms, used_positions
+from hfdataopt.gradients.factors import squared_norms
 from hfdataopt.gradients.losses import CustomLoss, Logit, Target
 from hfdataopt.gradients.precondition import Precondition, preconditioned
 from hfdataopt.gradients.runner import MemoryLimit, OnNonfinite, Runner, Weights
-
-# A side longer than this (a vocabulary) gets coordinates instead of eigenvectors: no [size, size] matrix is made.
-LONGEST_SIDE = 16384
-# Bytes of float64 second moments held at once; blocks beyond it are fitted in further passes over the sample.
-MOMENT_BYTES = 4 * 2**30
+from hfdataopt.gradients.second_moments import _Accumulator, _alike, _Directions, _groups, _Moments, _sweep
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def fit_basis(
 
     cap = _rank_cap(blocks, floats_per_row)
     parts: list[Part | None] = [None] * len(blocks)
-    for group in _groups(blocks, len(sources)):
+    for group in _groups(blocks, len(sources), sum(source.precondition is not None for source in sources)):
         moments = [_Moments(group, source.precondition) for source in sources]
         sweep(moments)
         directions = _Directions(cap)
@@ -118,11 +115,11 @@ def fit_basis(
     candidate = Basis("eigen", _describe(blocks), [part for part in parts if part is not None], seed=seed)
     energies = [_Energy(candidate, source.precondition) for source in sources]
     sweep(energies)
-    totals = [energy.total.cpu() for energy in energies if energy.total is not None and (energy.total > 0).any()]
-    if not totals:
+    found = [energy for accumulator in energies if (energy := accumulator.energy()) is not None]
+    if not found:
         raise DataError(f"fit_basis: the gradient of all {len(sample)} sampled rows is zero; are all labels ignored?")
-    energy = sum((total / total.sum() for total in totals[1:]), totals[0] / totals[0].sum())
-    return Basis("eigen", _describe(blocks), _keep_largest(candidate, energy, floats_per_row), seed=seed, sample=sample)
+    kept = _keep_largest(candidate, torch.stack(found).sum(0), floats_per_row)
+    return Basis("eigen", _describe(blocks), kept, seed=seed, sample=sample)
 
 
 def kept_share(
@@ -211,131 +208,33 @@ def _sample(source: Source, count: int | None, seed: int) -> list[RowId]:
     return ids if count is None else choose_rows(ids, count, seed=seed)
 
 
-class _Accumulator:
-    """A collector that adds up over batches, and leaves out rows that are not finite.
-
-    When a batch fails for want of memory, its rows come again in smaller batches: the blocks that it had already handed
-    over are not counted twice.
-    """
-
-    def __init__(self) -> None:
-        self.bad: list[Tensor] = []
-
-    def add(self, index: int, block: Block, captured: list[Captured]) -> None:
-        raise NotImplementedError
-
-
-class _Pass:
-    def __init__(self, accumulator: _Accumulator, size: int, failed: Any) -> None:
-        self.accumulator = accumulator
-        self.ok = torch.ones(size, dtype=torch.bool)
-        self.done: set[int] = set() if failed is None else set(failed.done)
-
-    def __call__(self, index: int, block: Block, captured: list[Captured]) -> None:
-        if index in self.done:
-            return
-        ok = finite_rows([(left, right) for left, right, _ in captured])
-        if not ok.all():
-            self.ok &= ok.cpu()
-            captured = [Captured(left[ok], right[ok], bias) for left, right, bias in captured]
-        self.accumulator.add(index, block, captured)
-        self.done.add(index)
-
-
-def _sweep(runner: Runner, batches: Iterable[Batch], accumulator: _Accumulator) -> list[RowId]:
-    """Run the batches; returns the ids of rows that are not finite."""
-    bad: list[RowId] = []
-    for piece in runner.pieces(batches, lambda size, failed: _Pass(accumulator, size, failed)):
-        ok = piece.collector.ok & torch.isfinite(piece.loss_sum)
-        bad += [row for row, good in zip(piece.row_ids, ok.tolist(), strict=True) if not good]
-    return bad
-
-
-class _Moments(_Accumulator):
-    """Second moments of both sides of the blocks in ``group``, of one source; a vector for sides longer than LONGEST_SIDE
-    or one-hot."""
-
-    def __init__(self, group: Sequence[int], precondition: Precondition) -> None:
-        super().__init__()
-        self.group = set(group)
-        self.precondition = precondition
-        self.left: dict[int, Tensor] = {}
-        self.right: dict[int, Tensor] = {}
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
-
-    def add(self, index: int, block: Block, captured: list[Captured]) -> None:
-        if index not in self.group:
-            return
-        if self.precondition is not None:
-            gradient = preconditioned(block, captured, self.precondition)
-            self._plus(
-                index,
-                _second_moment(gradient.transpose(1, 2).reshape(-1, block.rows), block.rows),
-                _second_moment(gradient.reshape(-1, block.columns), block.columns),
-            )
-            return
-        for (left, right), (_, given, _) in zip(complete(block, captured), captured, strict=True):
-            mask = used_positions(left, right)
-            new_left = _second_moment(left[mask], block.rows)
-            self._plus(index, new_left, self._right_moment(given, right, mask, block.columns))
-
-    def take(self, index: int) -> tuple[Tensor, Tensor]:
-        """Both moments of a block, which are then no longer held."""
-        return self.left.pop(index), self.right.pop(index)
-
-    def _plus(self, index: int, left: Tensor, right: Tensor) -> None:
-        self.left[index] = _plus(self.left.get(index), left)
-        self.right[index] = _plus(self.right.get(index), right)
-
-    def _right_moment(self, given: Tensor, right: Tensor, mask: Tensor, size: int) -> Tensor:
-        """Second moment of ``right``; the one before, if it was of the same tensor (query, key and value layers)."""
-        if self._last is not None:
-            last_given, last_mask, moment = self._last
-            if same_tensor(last_given, given) and len(moment) == size and torch.equal(last_mask, mask):
-                return moment
-        moment = _second_moment(right[mask], size)
-        self._last = (given, mask, moment)
-        return moment
-
-
-class _Directions:
-    """The candidate parts of blocks: up to ``cap`` leading directions on each side."""
-
-    def __init__(self, cap: int) -> None:
-        self.cap = cap
-        self._vectors: list[tuple[Tensor, Tensor]] = []
-
-    def part(self, block: Block, moments: Sequence[tuple[Tensor, Tensor]]) -> Part:
-        """The part of a block from both moments of each source that has a gradient in it."""
-        if not moments:
-            return Part(torch.zeros(block.rows, 1), torch.zeros(block.columns, 1), None, 1)
-        left, right = (_alike([pair[side] for pair in moments]) for side in (0, 1))
-        small_left, small_right = leading(left, self.cap), self._right_vectors(right)
-        return Part(small_left, small_right, None, small_left.shape[1] * small_right.shape[1])
-
-    def _right_vectors(self, moment: Tensor) -> Tensor:
-        """Leading eigenvectors; the very tensor of an earlier block whose inputs had the same second moment."""
-        for known, vectors in self._vectors:
-            if known.shape == moment.shape and torch.equal(known, moment):
-                return vectors
-        self._vectors.append((moment, leading(moment, self.cap)))
-        return self._vectors[-1][1]
-
-
 class _Energy(_Accumulator):
-    """Sum over rows of the square of each feature, ``[d]`` float64."""
+    """For each feature the rows seen, the sum and the sum of squares over them, float64, of one source."""
 
     def __init__(self, basis: Basis, precondition: Precondition) -> None:
         super().__init__()
         self.basis = basis
         self.precondition = precondition
-        self.total: Tensor | None = None
+        self.sums: Tensor | None = None
 
     def add(self, index: int, block: Block, captured: list[Captured]) -> None:
-        features = _features(self.basis, index, block, captured, self.precondition)
-        if self.total is None:
-            self.total = features.new_zeros(self.basis.size, dtype=torch.float64)
-        self.total[self.basis.offsets[index] : self.basis.offsets[index + 1]] += features.double().square().sum(0)
+        features = _features(self.basis, index, block, captured, self.precondition).double()
+        if self.sums is None:
+            self.sums = features.new_zeros(3, self.basis.size)
+        place = slice(self.basis.offsets[index], self.basis.offsets[index + 1])
+        self.sums[0, place] += len(features)
+        self.sums[1, place] += features.sum(0)
+        self.sums[2, place] += features.square().sum(0)
+
+    def energy(self) -> Tensor | None:
+        """``[d]`` on the CPU: the share of each candidate entry in the squared norm, for a preconditioned source averaged
+        with that in the variance; None without any gradient."""
+        if self.sums is None or not (self.sums[2] > 0).any():
+            return None
+        rows, total, squares = self.sums.cpu()
+        if self.precondition is None:
+            return squares / squares.sum()
+        return _alike([squares, squares - total.square() / rows.clamp_min(1)])
 
 
 class _Share(_Accumulator):
@@ -363,72 +262,10 @@ def _features(basis: Basis, index: int, block: Block, captured: list[Captured], 
     return basis.project_matrix(index, preconditioned(block, captured, precondition))
 
 
-def leading(moment: Tensor, cap: int) -> Tensor:
-    """Up to ``cap`` leading eigenvectors ``[size, r]`` of a second moment, float32; coordinates for a diagonal one.
-
-    Signs are fixed (largest component positive), directions without any variance left out.
-    """
-    if moment.dim() == 1:
-        order = moment.sort(descending=True, stable=True).indices[:cap]
-        order = order[moment[order] > 0]
-        matrix = moment.new_zeros((len(moment), max(1, len(order))), dtype=torch.float32)
-        matrix[order, torch.arange(len(order), device=moment.device)] = 1
-        return matrix
-    values, vectors = torch.linalg.eigh(moment)
-    kept = values.flip(0)[:cap] > values[-1] * 1e-12
-    vectors = vectors.flip(1)[:, :cap][:, kept] if kept.any() else vectors[:, -1:]
-    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return (vectors * largest.sign()).float()
-
-
-def _second_moment(side: Tensor, size: int) -> Tensor:
-    if is_index(side):
-        return torch.bincount(side, minlength=size).double()
-    side = side.double()
-    return side.square().sum(0) if size > LONGEST_SIDE else side.T @ side
-
-
-def _alike(moments: Sequence[Tensor]) -> Tensor:
-    """The moments of several sources added up, each divided by its trace; the moment of a single one as it is."""
-    if len(moments) == 1:
-        return moments[0]
-    total: Tensor | None = None
-    for moment in moments:
-        trace = moment.sum() if moment.dim() == 1 else moment.trace()
-        total = _plus(total, moment / trace.clamp_min(1e-300))
-    assert total is not None
-    return total
-
-
-def _plus(total: Tensor | None, new: Tensor) -> Tensor:
-    if total is None:
-        return new
-    if total.dim() == new.dim():
-        return total + new  # not in place: blocks may share the tensor
-    # A weight used both as an embedding and as a head: only the diagonal is at hand for one of them.
-    return (total if total.dim() == 1 else total.diagonal()) + (new if new.dim() == 1 else new.diagonal())
-
-
 def _rank_cap(blocks: Sequence[Block], floats_per_row: int) -> int:
     """Most directions per side: twice what an even division would give, which bounds the cost of projecting."""
     cap = max(2, round(2 * (floats_per_row / len(blocks)) ** 0.5))
     return cap if cap < 16 else cap - cap % 16  # widths that matrix products are fast at
-
-
-def _groups(blocks: Sequence[Block], sources: int = 1) -> list[list[int]]:
-    """Blocks divided so that the moments of one group, of all sources, fit into MOMENT_BYTES."""
-    groups: list[list[int]] = [[]]
-    used = 0
-    for index, block in enumerate(blocks):
-        size = sources * sum(
-            8 * (side * side if side <= LONGEST_SIDE else side) for side in (block.rows, block.columns)
-        )
-        if groups[-1] and used + size > MOMENT_BYTES:
-            groups.append([])
-            used = 0
-        groups[-1].append(index)
-        used += size
-    return groups
 
 
 def _keep_largest(candidate: Basis, energy: Tensor, floats_per_row: int) -> list[Part]:

@@ -1,8 +1,10 @@
-"""Gradients changed before they are projected, such as by the moments of an optimizer."""
+"""Gradients changed before they are projected, such as by the moments of an optimizer.
 
-from collections.abc import Callable, Mapping, Sequence
+A row's weight multiplies its gradient first: where the change is not linear, it changes more than the length.
+"""
 
-import torch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
 from torch import Tensor
 
 from hfdataopt.errors import OptionError
@@ -14,33 +16,35 @@ Precondition = Mapping[str, Tensor] | Callable[[str, Tensor], Tensor] | None
 
 
 def preconditioned(block: Block, captured: Sequence[Captured], precondition: Precondition) -> Tensor:
-    """The gradients ``[b, rows, columns]`` of a block after ``precondition``."""
+    """The gradients ``[b, rows, columns]`` of a block after ``precondition``; a callable may change its argument in
+    place."""
     gradient = materialise(complete(block, captured), block.rows, block.columns)
-    if precondition is None:
-        return gradient
+    for name, part in _named(block, gradient):
+        if callable(precondition):
+            result = precondition(name, part)
+            if result.shape != part.shape:
+                raise OptionError(
+                    f"precondition: {list(result.shape)} came back for a gradient of {name} of shape {list(part.shape)}"
+                )
+            if result is not part:
+                part.copy_(result)
+        elif precondition is not None and (factor := precondition.get(name)) is not None:
+            if factor.shape != part.shape[1:]:
+                raise OptionError(
+                    f"precondition[{name!r}] has shape {list(factor.shape)}, the parameter {list(part.shape[1:])}"
+                )
+            part.mul_(factor.to(part))
+    return gradient
+
+
+def _named(block: Block, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The block's parameters with their gradients ``[b, *shape]``, views of ``gradient``."""
     if block.vector:
         width = block.rows // (1 + len(block.biases))
-        named = [
-            (name, gradient[:, i * width : (i + 1) * width, 0]) for i, name in enumerate((block.weight, *block.biases))
-        ]
-        return torch.cat([_apply(precondition, name, part) for name, part in named], dim=1).unsqueeze(-1)
+        for number, name in enumerate((block.weight, *block.biases)):
+            yield name, gradient[:, number * width : (number + 1) * width, 0]
+        return
     weight = gradient[:, :, : block.inputs]
-    weight = _apply(precondition, block.weight, weight.transpose(1, 2) if block.transposed else weight)
-    parts = [weight.transpose(1, 2) if block.transposed else weight]
+    yield block.weight, weight.transpose(1, 2) if block.transposed else weight
     for number, name in enumerate(block.biases):
-        parts.append(_apply(precondition, name, gradient[:, :, block.inputs + number]).unsqueeze(-1))
-    return torch.cat(parts, dim=-1)
-
-
-def _apply(precondition: Precondition, name: str, gradient: Tensor) -> Tensor:
-    if callable(precondition):
-        return precondition(name, gradient)
-    assert precondition is not None
-    factor = precondition.get(name)
-    if factor is None:
-        return gradient
-    if factor.shape != gradient.shape[1:]:
-        raise OptionError(
-            f"precondition[{name!r}] has shape {list(factor.shape)}, the parameter {list(gradient.shape[1:])}"
-        )
-    return gradient * factor.to(gradient)
+        yield name, gradient[:, :, block.inputs + number]

@@ -17,9 +17,9 @@ from hfdataopt.gradients import (
     gram,
     kept_share,
     per_example_gradients,
+    second_moments,
     take_rows,
 )
-from hfdataopt.gradients import fit as fit_module
 
 
 def many_rows(tools: Any, name: str, count: int = 60) -> list[dict[str, Any]]:
@@ -105,8 +105,8 @@ def test_random_is_seeded_and_draws_nothing(tools: Any) -> None:
 def test_more_padding_gives_the_same_moments(tools: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = tools.build(name), tools.make_rows(name)
     seen: list[torch.Tensor] = []
-    real = fit_module.leading
-    monkeypatch.setattr(fit_module, "leading", lambda moment, cap: seen.append(moment) or real(moment, cap))
+    real = second_moments.leading
+    monkeypatch.setattr(second_moments, "leading", lambda moment, cap: seen.append(moment) or real(moment, cap))
     fit_basis(model, tools.batches_of(rows, 6), floats_per_row=300)
     first = list(seen)
     seen.clear()
@@ -121,8 +121,8 @@ def test_moments_are_those_of_the_positions_with_a_gradient(tools: Any, monkeypa
     """Against a plain computation, for one layer with a bias."""
     model, rows = tools.build("llama"), tools.make_rows("llama")
     seen: list[torch.Tensor] = []
-    real = fit_module.leading
-    monkeypatch.setattr(fit_module, "leading", lambda moment, cap: seen.append(moment) or real(moment, cap))
+    real = second_moments.leading
+    monkeypatch.setattr(second_moments, "leading", lambda moment, cap: seen.append(moment) or real(moment, cap))
     layer = "model.layers.1.self_attn.q_proj"
     fit_basis(model, tools.batches_of(rows, 4), floats_per_row=20, layers=layer)
     model.eval()
@@ -154,8 +154,8 @@ def test_moments_in_bf16_are_accumulated_in_float64(tools: Any, monkeypatch: pyt
     """Adding up in bf16 stops growing after 256 equal terms; the sums here must not depend on how rows are batched."""
     model, rows = tools.build("llama"), many_rows(tools, "llama")
     seen: list[torch.Tensor] = []
-    real = fit_module.leading
-    monkeypatch.setattr(fit_module, "leading", lambda moment, cap: seen.append(moment) or real(moment, cap))
+    real = second_moments.leading
+    monkeypatch.setattr(second_moments, "leading", lambda moment, cap: seen.append(moment) or real(moment, cap))
     sums = []
     for repeat in (1, 20):
         seen.clear()
@@ -175,11 +175,14 @@ def test_leading_directions() -> None:
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))[0]
     values = torch.tensor([9.0, 5, 3, 1, 0, 0], dtype=torch.float64)
-    found = fit_module.leading(basis @ torch.diag(values) @ basis.T, 3)
+    found = second_moments.leading(basis @ torch.diag(values) @ basis.T, 3)
     assert torch.allclose((basis[:, :3].T.float() @ found).abs(), torch.eye(3), atol=1e-5)
     assert (found.gather(0, found.abs().argmax(0, keepdim=True)) > 0).all()
-    assert fit_module.leading(basis @ torch.diag(values) @ basis.T, 6).shape == (6, 4)  # nothing varies in the others
-    coordinates = fit_module.leading(values.flip(0), 2)
+    assert second_moments.leading(basis @ torch.diag(values) @ basis.T, 6).shape == (
+        6,
+        4,
+    )  # nothing varies in the others
+    coordinates = second_moments.leading(values.flip(0), 2)
     assert torch.equal(coordinates, torch.eye(6)[:, [5, 4]])
 
 
@@ -263,8 +266,8 @@ def test_moments_divided_over_several_passes_give_the_same_basis(tools: Any, mon
     model, rows = tools.build("llama"), tools.make_rows("llama")
     batches = tools.batches_of(rows, 4)
     whole = fit_basis(model, batches, floats_per_row=300, layers="all")
-    monkeypatch.setattr(fit_module, "MOMENT_BYTES", 10_000)
-    assert len(fit_module._groups(find_blocks(model, "all"))) > 3
+    monkeypatch.setattr(second_moments, "MOMENT_BYTES", 10_000)
+    assert len(second_moments._groups(find_blocks(model, "all"))) > 3
     parts = fit_basis(model, batches, floats_per_row=300, layers="all")
     one, other = (tools.features(per_example_gradients(model, batches, basis=b, layers="all")) for b in (whole, parts))
     assert torch.allclose(one @ one.T, other @ other.T, rtol=1e-4, atol=1e-5)
@@ -273,7 +276,7 @@ def test_moments_divided_over_several_passes_give_the_same_basis(tools: Any, mon
 def test_a_long_side_gets_coordinates(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = tools.build("gpt2"), tools.make_rows("gpt2")
     batches = tools.batches_of(rows, 4)
-    monkeypatch.setattr(fit_module, "LONGEST_SIDE", 30)  # less than the vocabulary
+    monkeypatch.setattr(second_moments, "LONGEST_SIDE", 30)  # less than the vocabulary
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         basis = fit_basis(model, batches, floats_per_row=600, layers=["embeddings", "head"])
