@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hfdataopt.gradients import Basis, MemoryLimit, Runner
-from hfdataopt.gradients.basis import _describe
+from hfdataopt.gradients.basis import Part, _describe
 from hfdataopt.gradients.batches import Batch, nonfinite_error
 from hfdataopt.gradients.blocks import Layers
-from hfdataopt.gradients.fit import _Directions, _groups, _Moments, _sweep
+from hfdataopt.gradients.fit import _groups, _Moments, _sweep
 from hfdataopt.gradients.losses import CustomLoss
 from hfdataopt.gradients.runner import OnNonfinite
 from hfdataopt.influence.features import Features
@@ -33,13 +33,13 @@ def kfac_basis(
 ) -> Basis:
     """All eigenvectors of the second moments of each block's output gradients and of its activations.
 
-    The moments are sums over the positions of ``batches`` that carry a gradient, with the loss of the given labels
-    (the empirical Fisher), a 1 for the bias among the activations. Directions without any variance are left out: no
-    row that the basis was fitted on has a gradient there.
+    The moments are sums over the positions of ``batches`` that carry a gradient, of the loss of the given labels (the
+    empirical Fisher), with a 1 for the bias among the activations. Embeddings, and sides longer than
+    ``hfdataopt.gradients.fit.LONGEST_SIDE``, keep their coordinates. Directions without any variance are there too: the mean
+    eigenvalue of a block is one over all entries.
     """
     runner = Runner(model, layers=layers, dtype=dtype, custom_loss=custom_loss, memory=memory)
     blocks = runner.blocks
-    directions = _Directions(max(max(block.rows, block.columns) for block in blocks))
     parts = []
     for group in _groups(blocks, 1):
         moments = _Moments(group, None)
@@ -47,8 +47,14 @@ def kfac_basis(
         if bad and on_nonfinite == "error":
             raise nonfinite_error(bad)
         for index in group:
-            parts.append(directions.part(blocks[index], [moments.take(index)] if index in moments.left else []))
+            left, right = moments.take(index) if index in moments.left else (None, None)
+            parts.append(Part(_eigenvectors(left), _eigenvectors(right), None, blocks[index].size))
     return Basis("eigen", _describe(blocks), parts)
+
+
+def _eigenvectors(moment: Tensor | None) -> Tensor | None:
+    """All of a second moment ``[size, size]``, float32; None (coordinates) for a diagonal one."""
+    return None if moment is None or moment.dim() == 1 else torch.linalg.eigh(moment)[1].float()
 
 
 class Rotated:

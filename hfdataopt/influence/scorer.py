@@ -37,8 +37,8 @@ SOLVER_OPTIONS: dict[str, dict[str, Any]] = {
     "identity": {},
     "datainf": {"damping": 0.1},
     "ekfac": {"damping": 0.1},
-    "cg": {"damping": 0.01, "iterations": 100, "curvature_rows": 128, "tolerance": 1e-3},
-    "lissa": {"damping": 0.01, "iterations": 100, "curvature_rows": 128},
+    "cg": {"damping": 0.1, "iterations": 100, "curvature_rows": 128, "tolerance": 1e-3},
+    "lissa": {"damping": 0.1, "iterations": 100, "curvature_rows": 128},
 }
 
 
@@ -49,8 +49,8 @@ class InfluenceScorer(GradientScorer):
     Args:
         solver: how (H + damping)^-1 is applied. ``identity``: not at all (TracIn). ``datainf``, ``ekfac``: in closed form per
             layer, on stored features. ``cg``, ``lissa``: iterations with exact Gauss-Newton products on the model.
-        damping: of ``datainf`` and ``ekfac`` in units of each layer's mean eigenvalue (its mean squared gradient entry), None is
-            0.1; of ``cg`` and ``lissa`` in units of the largest eigenvalue, None is 0.01.
+        damping: of ``datainf`` and ``ekfac`` in units of each layer's mean eigenvalue (its mean squared gradient entry), of
+            ``cg`` and ``lissa`` in units of the largest eigenvalue; None is 0.1.
         iterations: of ``cg``, at most, and the depth of ``lissa``; None is 100.
         tolerance: of ``cg``: relative residual at which a query is solved; None is 0.001.
         curvature_rows: of ``cg`` and ``lissa``: pool rows, drawn by (seed, id), that the curvature is of; None is 128.

@@ -1,5 +1,6 @@
 """Closed-form solvers on features: against the formulas row by row, and what must not change them."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def dense(pool: Tensor, queries: Tensor, solver: str, damping: float) -> Tensor:
     """The definition: for each block an explicit inverse, for DataInf the mean of one inverse per row."""
     pool, queries = pool.double(), queries.double()
     total = torch.zeros(len(pool), len(queries), dtype=torch.float64)
-    for start, stop in zip(OFFSETS[:-1], OFFSETS[1:], strict=True):
+    for start, stop in itertools.pairwise(OFFSETS):
         g, v = pool[:, start:stop], queries[:, start:stop]
         lam = damping * (g**2).mean(1).mean()
         eye = torch.eye(stop - start, dtype=torch.float64)
