@@ -2,24 +2,27 @@
 
 What holds where Linux namespaces are allowed (``Sandbox.isolation == "namespaces"``):
 
-- no network, not even the machine's own; no process, shared memory or host name of the machine is seen;
-- the file system is the Python installation and the system's libraries and programs, read-only, and an empty folder that
-  takes ``DISK_BYTES`` (32 MiB) and vanishes with the process; nothing else exists, no home, no /proc, no environment variable;
-- no rights: nobody, without capabilities or a way to new ones; when root starts it, nobody outside too.
+- no network, not even the machine's own (``allow_network=True`` opens it), and no kernel keyrings; no process, shared memory
+  or host name of the machine is seen;
+- the file system is Python's installation (with what packages lie in it) and the system's libraries and programs, read-only,
+  and an empty folder that takes 32 MiB and vanishes with the process; nothing else exists, no home, no /proc;
+- no rights: nobody, without capabilities or a way to new ones; where root starts it and can map nobody, nobody outside too.
 
-Where they are not allowed, nothing runs unless ``allow_network=True``. Then (``"limits"``) a program can use the network, read
-and change every file that the account can (root becomes nobody first, if nobody can read Python's library), signal the
-account's processes and write any number of files of 32 MiB in its folder, which is removed.
+Where they are refused, nothing runs unless ``allow_network=True``. Then (``"limits"``) a program can use the network, read and
+change every file that the account can, signal its processes, and write any number of files of 32 MiB in a folder that is
+removed. If root starts it, it becomes nobody where nobody can read Python's library; where it stays root, the number of
+processes is not limited, so that a program that forks without end may outlive its time.
 
-Both ways: wall-clock and CPU time, address space of a process, resident memory of all its processes together (looked at ten
-times a second), at most 16 processes and threads, 64 open files, no core dump; afterwards no process of the program is left.
+Both ways: no environment variable or open file is passed on; wall-clock and CPU time, address space of a process, resident
+memory of all its processes together (looked at ten times a second), 16 processes and threads and 64 open files at most, no
+core dump; afterwards no process of the program is left.
 
-A test has passed if it ran to its end: then a token leaves the process that was not in any Python object while the program
-ran. Printing, exiting, changing ``builtins``, forking, or returning an object that claims to be equal to everything is no
-pass. Program and test share an interpreter, though, as they must to exchange objects, so code that is written against this
-very sandbox can cheat: it can search memory by ctypes, trace or jump in the test's frames, read the expected values there,
-change modules that the test imports, or return objects whose comparisons know the types they meet. And the kernel is shared:
-for code by an adversary use a virtual machine.
+A test has passed if it ran to its end: then a token leaves the process that was in no Python object while the program ran.
+Printing, exiting, changing ``builtins``, forking, or returning an object that claims to be equal to everything is no pass.
+Program and test share an interpreter, though, as they must to exchange objects, so code that is written against this very
+sandbox can cheat: it can search memory by ctypes, trace or jump in the test's frames, read the expected values there, change
+modules that the test imports, or return objects whose comparisons know the types they meet. The kernel is shared, too, and
+sockets of rarer kinds are closed only on x86-64 and ARM64: for the code of an adversary use a virtual machine.
 """
 
 import ast

@@ -133,10 +133,11 @@ def _build_root(staging: str, readable: list[tuple[str, str]]) -> None:
             flags = kept & (_NOSUID | _NODEV | 8 | 1024 | 2048) | (_RELATIME if kept & 4096 else 0)
             _call("mount", None, os.fsencode(point), None, flags | _REMOUNT | _BIND | _RDONLY | _NOSUID, None)
     _mount_memory("/new/tmp", f"size={DISK_BYTES},nr_inodes={FILES},mode=1777")
-    if os.access("/old/proc/sys/user/max_user_namespaces", os.W_OK):
-        _write(
-            "/old/proc/sys/user/max_user_namespaces", "0"
-        )  # hardening only: namespaces of its own would give the tested code no more than it has
+    most = "/old/proc/sys/user/max_user_namespaces"
+    if os.access(
+        most, os.W_OK
+    ):  # hardening: in namespaces of its own a program would see no more, but reach more kernel code
+        _write(most, "0")
     os.chdir("/new")
     _call("pivot_root", b".", b".")
     _call("umount2", b".", _DETACH)
@@ -167,16 +168,18 @@ def _watch(job: dict[str, Any], processes: int) -> str:
         os.close(verdict_in)
         token = os.urandom(_TOKEN_BYTES)  # made after the fork: the child has it only from the pipe
         os.write(token_in, token)
-        end = time.monotonic() + job["timeout"]
+        now = time.monotonic()
+        end, look = now + job["timeout"], now + _LOOK_SECONDS
         while not ended:
-            left = end - time.monotonic()
-            if left <= 0:
+            if now >= end:
                 return "timeout"
-            if signal.sigtimedwait([signal.SIGCHLD], min(left, _LOOK_SECONDS)) is None and (
-                sum(_descendants(processes).values()) * resource.getpagesize() > job["memory_mb"] * 2**20
-            ):
-                return "memory"
+            if now >= look:
+                if sum(_descendants(processes).values()) * resource.getpagesize() > job["memory_mb"] * 2**20:
+                    return "memory"
+                look = time.monotonic() + _LOOK_SECONDS
+            signal.sigtimedwait([signal.SIGCHLD], max(0.0, min(end, look) - time.monotonic()))
             ended, status = os.waitpid(child, os.WNOHANG)
+            now = time.monotonic()
         os.set_blocking(verdict_out, False)
         try:
             said = os.read(verdict_out, 2 * _TOKEN_BYTES)
@@ -303,10 +306,10 @@ def _drop_rights(job: dict[str, Any]) -> None:
     """Become nobody where root can, and give up every capability."""
     if os.getuid() == 0 and (job["namespaces"] or _readable_by_all(os.__file__)):
         try:
-            if not job["namespaces"]:
-                os.chown(job["folder"], NOBODY, NOBODY)
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
+            if not job["namespaces"]:
+                os.chown(job["folder"], NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
         except OSError:
             if job["namespaces"]:
