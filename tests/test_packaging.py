@@ -170,6 +170,10 @@ PYTHON = sorted(
 )
 
 
+# The sandbox exists to run programs, in processes of its own; what it unmarshals it has written itself.
+RUNS_PROGRAMS = {"marshal", "exec"}
+
+
 def unsafe_calls(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -183,6 +187,11 @@ def unsafe_calls(source: str) -> list[str]:
             found.append(node.func.id)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+            restricted = any(
+                word.arg == "weights_only" and getattr(word.value, "value", 0) is True for word in node.keywords
+            )
+            if (owner, node.func.attr) == ("torch", "load") and restricted:
+                continue  # tensors and plain containers only
             if (owner, node.func.attr) in LOADERS or (owner == "yaml" and node.func.attr in ("load", "unsafe_load")):
                 found.append(f"{owner}.{node.func.attr}")
             found += [
@@ -193,7 +202,8 @@ def unsafe_calls(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_loads_pickles_or_runs_text(path):
-    assert unsafe_calls(path.read_text()) == []
+    allowed = RUNS_PROGRAMS if path.name in ("sandbox.py", "sandbox_inside.py", "sandbox_judge.py") else set()
+    assert set(unsafe_calls(path.read_text())) <= allowed
 
 
 @pytest.mark.parametrize(
@@ -201,6 +211,7 @@ def test_nothing_loads_pickles_or_runs_text(path):
     [
         "import pickle",
         "torch.load(f)",
+        "torch.load(f, weights_only=False)",
         "eval('1')",
         "np.load(f, allow_pickle=True)",
         "yaml.load(f)",
