@@ -14,7 +14,8 @@ import torch
 from hfdataopt import Scores, attribute
 from hfdataopt.attribution.processes import Processes
 
-from ..tiny import bert, encoded
+from ..policy import good_words, prompts, reader, speaker
+from ..tiny import bert, encoded, questions
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +85,48 @@ torch.save(trainer.model.state_dict(), f"{out}/weights-{args.process_index}")
 """
 )
 
+POLICY = (
+    COMMON
+    + """
+from hfdataopt.attribution import completions
+from transformers import Trainer, TrainingArguments
+from tests.attribution.test_processes import NICE, rewarded
+from tests.policy import prompts, reader as read, speaker
+from tests.tiny import questions
+completions.QUERIES_AT_ONCE = 2
+state = Processes.current()
+pool, asked = questions(13, 1), prompts(5, 3)
+for name, options in NICE.items():
+    for kept in (True, False):
+        folder = f"{out}/{name}-kept" if kept else None
+        given = {"processing_class": read(), "batch_size": 3, "output_dir": folder, **options}
+        if "reward_funcs" in given:
+            given["reward_funcs"] = rewarded(f"{out}/{name}-{kept}-calls-{state.index}")
+        scores = attribute(speaker().eval(), pool, asked, name, **given)
+        scores.save(f"{out}/{name}-{kept}-{state.index}")
+
+def fails(prompts, row_id, **_):
+    if "q1" in row_id:
+        raise ZeroDivisionError("only where q1 is")
+    return [0.0] * len(prompts)
+
+try:
+    attribute(speaker(), pool, asked, "nice", processing_class=read(), **{**NICE["nice"], "reward_funcs": fails})
+except DataError as error:
+    assert "only where q1 is" in str(error), error
+    open(f"{out}/raised-{state.index}", "w").close()
+
+options = {name: value for name, value in NICE["nice"].items() if name != "precondition"}
+options["reward_funcs"] = rewarded(f"{out}/trained-calls-{state.index}")
+callback = AttributionCallback("nice", queries=asked, batch_size=3, output_dir=f"{out}/trained", **options)
+args = TrainingArguments(out, num_train_epochs=2, per_device_train_batch_size=2, report_to="none", disable_tqdm=True,
+                         use_cpu=True, save_strategy="epoch", logging_steps=1)
+from hfdataopt.attribution.rows import pad_batch
+Trainer(speaker(), args, train_dataset=pool, data_collator=pad_batch, processing_class=read(), callbacks=[callback]).train()
+callback.scores.save(f"{out}/trained-{state.index}")
+"""
+)
+
 
 def torchrun(tmp_path: Path, code: str) -> str:
     script = tmp_path / "script.py"
@@ -138,6 +181,54 @@ def test_the_callback_in_two_processes(tmp_path: Path) -> None:
     for name in ("tracin", "freeshap", "loss"):
         for process in (0, 1):
             close(Scores.load(tmp_path / f"{name}-scores-{process}"), alone(name))
+
+
+NICE: dict[str, dict[str, Any]] = {
+    "nice": {
+        "reward_funcs": good_words,
+        "samples": 5,
+        "max_new_tokens": 5,
+        "basis": "exact",
+        "precondition": "none",
+    },
+    "nice-amc": {"reward_funcs": good_words, "column": "completion", "floats_per_row": 1024, "precondition": "none"},
+}
+
+
+def rewarded(file: str) -> Any:
+    """A reward function that writes down the queries it was asked about."""
+
+    def reward(row_id: Any, **keywords: Any) -> Any:
+        with open(file, "a") as stream:
+            stream.write("".join(f"{row}\n" for row in row_id))
+        return good_words(**keywords)
+
+    return reward
+
+
+def test_policy_gradients_in_two_processes(tmp_path: Path) -> None:
+    torchrun(tmp_path, POLICY)
+    pool, queries = questions(13, 1), prompts(5, 3)
+    for name, options in NICE.items():
+        expected = attribute(speaker().eval(), pool, queries, name, processing_class=reader(), batch_size=3, **options)
+        for kept in (True, False):
+            for process in (0, 1):
+                close(Scores.load(tmp_path / f"{name}-{kept}-{process}"), expected)
+            # each completion is rewarded once, by one of the two
+            asked = [(tmp_path / f"{name}-{kept}-calls-{process}").read_text().split() for process in (0, 1)]
+            assert not set(asked[0]) & set(asked[1])
+            assert sorted(asked[0] + asked[1]) == sorted(list(queries["row_id"]) * options.get("samples", 1))
+    assert len(list(tmp_path.glob("raised-*"))) == 2
+    # the callback: both processes have the scores of one process at the checkpoints that were saved
+    saved = sorted(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    options = {name: value for name, value in NICE["nice"].items() if name != "precondition"}
+    expected = attribute(
+        speaker(), pool, queries, "nice", processing_class=reader(), checkpoints=saved, batch_size=3, **options
+    )
+    for process in (0, 1):
+        scores = Scores.load(tmp_path / f"trained-{process}")
+        assert [m["precondition"] for m in scores.metadata["moments"]] == ["less", "less"]
+        close(scores, expected)
 
 
 # -- one process
