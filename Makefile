@@ -33,6 +33,7 @@ format: $(VENV)/.dev-installed
 bench: $(VENV)/.test-installed
 	$(BIN)/python benchmarks/shapley_speed.py
 	$(BIN)/python benchmarks/gradient_features.py
+	$(BIN)/python benchmarks/policy_gradients.py
 
 clean:
 	rm -rf $(VENV) build dist demo-output *.egg-info
