@@ -13,10 +13,14 @@ import pytest
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfdataopt import AttributionCallback, Scores, attribute
-from hfdataopt.attribution import reader, view
+from hfdataopt.attribution import reader as row_reader
+from hfdataopt.attribution import view
 from hfdataopt.errors import StoreError
+from hfdataopt.generation import LocalGenerator
 
-from ..tiny import bert, encoded, tokenizer
+from ..policy import good_words, prompts, reader, speaker
+from ..tiny import bert, encoded, questions, tokenizer
+from ..training import trainer as policy_trainer
 
 ROOT = Path(__file__).parents[2]
 ROWS = 40
@@ -62,7 +66,7 @@ attribute(bert().eval(), encoded(40, ids=True), encoded(6, seed=7), name, output
     ],
 )
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: Any, name: str, options: dict[str, Any]) -> None:
-    monkeypatch.setattr(reader, "ROWS_PER_SHARD", SHARD)
+    monkeypatch.setattr(row_reader, "ROWS_PER_SHARD", SHARD)
     pool, queries = encoded(ROWS, ids=True), encoded(6, seed=7)
     undisturbed = attribute(bert().eval(), pool, queries, name, **options)
     process = run_python(SCORE, str(tmp_path), name, json.dumps(options), "0.2")
@@ -77,13 +81,13 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: Any, name: str, optio
     assert process.returncode == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
     assert not list(tmp_path.glob("scores.*"))
     again: list[tuple[str, int]] = []
-    original = reader.GradientStore.write
+    original = row_reader.GradientStore.write
 
     def counted(self: Any, shard: int, arrays: Any) -> None:
         again.append((self.folder.name, shard))
         original(self, shard, arrays)
 
-    monkeypatch.setattr(reader.GradientStore, "write", counted)
+    monkeypatch.setattr(row_reader.GradientStore, "write", counted)
     scores = attribute(bert().eval(), pool, queries, name, output_dir=tmp_path, **options)
     np.testing.assert_array_equal(scores.values, undisturbed.values)
     finished = {tuple(entry.split()[1:]) for entry in written}
@@ -91,6 +95,72 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: Any, name: str, optio
     assert not finished & {(folder, str(shard)) for folder, shard in again}  # no finished shard is made again
     assert all(str(folder) for folder, _ in again)
     np.testing.assert_array_equal(Scores.load(tmp_path).values, undisturbed.values)
+
+
+SAMPLE = """
+import sys, time, torch
+torch.set_num_threads(1)
+from hfdataopt import attribute
+from hfdataopt.attribution import completions
+from tests.policy import good_words, prompts, reader, speaker
+from tests.tiny import questions
+completions.QUERIES_AT_ONCE = 2
+folder, where = sys.argv[1:]
+append = completions._Lines.append
+def slow(self, document):
+    append(self, document)
+    if where in self.name:
+        print("wrote", document["query"], document.get("number", ""), flush=True)
+        time.sleep(0.1)
+completions._Lines.append = slow
+attribute(speaker().eval(), questions(9, 1), prompts(6, 3), "nice", output_dir=folder, processing_class=reader(),
+          reward_funcs=good_words, samples=4, max_new_tokens=5, basis="exact", precondition="none", batch_size=4)
+"""
+
+
+@pytest.mark.parametrize(("where", "count"), [("completions", 7), ("rewards", 3)])
+def test_completions_and_rewards_of_a_killed_run_are_taken_up(
+    tmp_path: Path, monkeypatch: Any, where: str, count: int
+) -> None:
+    pool, queries = questions(9, 1), prompts(6, 3)
+    options: dict[str, Any] = {
+        "processing_class": reader(),
+        "samples": 4,
+        "max_new_tokens": 5,
+        "basis": "exact",
+        "precondition": "none",
+        "batch_size": 4,
+    }
+    undisturbed = attribute(speaker().eval(), pool, queries, "nice", reward_funcs=good_words, **options)
+    process = run_python(SAMPLE, str(tmp_path), where)
+    assert process.stdout is not None
+    written = []
+    for line in process.stdout:
+        if line.startswith("wrote"):
+            written.append(line.split()[1:])
+        if len(written) == count:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.wait(timeout=60)
+    assert process.returncode == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
+    (file,) = tmp_path.glob(f"step-*/{where}-*.jsonl")
+    kept = len(file.read_bytes().splitlines())
+    with file.open("ab") as stream:
+        stream.write(b'{"query": 5, "num')  # the line that was being written
+    made: list[Any] = []
+    sample = LocalGenerator._sample
+
+    def counted(self: Any, model: Any, prompts: Any, *rest: Any) -> Any:
+        made.extend(prompts)
+        return sample(self, model, prompts, *rest)
+
+    monkeypatch.setattr(LocalGenerator, "_sample", counted)
+    scores = attribute(speaker().eval(), pool, queries, "nice", reward_funcs=good_words, output_dir=tmp_path, **options)
+    assert len(made) == (24 - kept if where == "completions" else 0)
+    np.testing.assert_array_equal(scores.values, undisturbed.values)
+    lines = [json.loads(line) for line in file.read_bytes().splitlines() if line.endswith(b"}")]
+    keys = [(line["query"], line.get("number")) for line in lines]
+    assert len(keys) == len(set(keys)) == (24 if where == "completions" else 6)
 
 
 class Crash(TrainerCallback):
@@ -207,6 +277,42 @@ def test_a_moment_killed_while_another_callback_works_is_made_up_for(tmp_path: P
     assert resumed.scores is not None
     np.testing.assert_array_equal(resumed.scores.values, undisturbed.scores.values)
     assert [m["step"] for m in resumed.scores.metadata["moments"]] == [3, 6, 9]
+
+
+@pytest.mark.parametrize("name", ["nice", "less"])
+def test_a_resumed_training_has_the_same_policy_gradients(tmp_path: Path, name: str) -> None:
+    """Completions of the moment that was being scored are reused; Adam's moments are the resumed optimizer's."""
+
+    def make(reward: Any) -> AttributionCallback:
+        if name == "less":
+            return AttributionCallback(name, queries=questions(4, 9), basis="exact")
+        options = {"samples": 4, "max_new_tokens": 4, "basis": "exact", "reward_funcs": reward}
+        return AttributionCallback(name, queries=prompts(4, 3), **options)
+
+    def reward(**keywords: Any) -> list[float]:
+        asked.append(keywords["trainer_state"].global_step)
+        if stop and asked[-1] == 6:
+            raise KeyboardInterrupt
+        return good_words(**keywords)
+
+    asked: list[int] = []
+    stop = False
+    undisturbed = make(reward)
+    policy_trainer(tmp_path / "a", undisturbed, num_train_epochs=3).train()
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        policy_trainer(tmp_path / "b", make(reward), *([Crash()] if name == "less" else []), num_train_epochs=3).train()
+    stop, asked = False, []
+    resumed = make(reward)
+    sampled = len(list((tmp_path / "b").rglob("completions-*.jsonl")))
+    policy_trainer(tmp_path / "b", resumed, num_train_epochs=3).train(resume_from_checkpoint=True)
+    assert undisturbed.scores is not None
+    assert resumed.scores is not None
+    np.testing.assert_array_equal(resumed.scores.values, undisturbed.scores.values)
+    assert [m["step"] for m in resumed.scores.metadata["moments"]] == [3, 6, 9]
+    if name == "nice":
+        assert sampled == 2
+        assert set(asked) == {6, 9}  # the first epoch's rewards were on disk
 
 
 def test_a_training_resumed_without_earlier_scores_says_so(tmp_path: Path, capsys: Any) -> None:
