@@ -61,6 +61,7 @@ class PolicyOptions:
         keep: which completions count: ``all``; ``rejection`` those with a reward above 0; ``hard-rejection`` those at least as
             good as the reference answer in column ``completion``; ``top-k`` the ``keep_best`` best of each query.
         eos: whether the end token, where it was generated, is part of the completion.
+        generation_batch_size: sequences that are sampled together; None takes four times the batch size of the gradients.
     """
 
     reward_funcs: Any = field(default=None, kw_only=True)
@@ -77,6 +78,7 @@ class PolicyOptions:
     keep: Literal["all", "rejection", "hard-rejection", "top-k"] = field(default="all", kw_only=True)
     keep_best: int = field(default=10, kw_only=True)
     eos: bool = field(default=True, kw_only=True)
+    generation_batch_size: int | None = field(default=None, kw_only=True)
 
     name: ClassVar[str]
     live: ClassVar[bool] = True  # completions come from the model under study
@@ -88,7 +90,7 @@ class PolicyOptions:
                 f"{self.name}: reward_funcs= is needed: a reward function as GRPOTrainer takes it, a reward model or its id, "
                 "or hfdataopt.reward_from_metric(...)"
             )
-        for option in ("samples", "max_new_tokens", "keep_best"):
+        for option in ("samples", "max_new_tokens", "keep_best", "generation_batch_size"):
             check_range(self, option, at_least=1)
         check_range(self, "temperature", at_least=0)
         check_range(self, "top_k", at_least=0)
@@ -110,7 +112,13 @@ class PolicyOptions:
         ids: list[Any] = list(view.rows("queries").ids)
         for prompt, row in zip(query_prompts(view), ids, strict=True):
             prompt_ids(prompt, view.processing_class, self.name, row)
-        self.generator(view)
+        generator = self.generator(view)
+        if isinstance(generator, LocalGenerator):
+            generator.check(query_prompts(view), ids)
+        elif isinstance(generator, ColumnGenerator):
+            _from_column(view, generator)
+        if self.keep == "hard-rejection":
+            self._references(view)
 
     def reward_functions(self, batch_size: int) -> RewardFunctions:
         return RewardFunctions(
@@ -132,19 +140,16 @@ class PolicyOptions:
             top_k=self.top_k,
             top_p=self.top_p,
             stop=self.stop,
-            batch_size=view.batch_size,
+            batch_size=self.generation_batch_size or 4 * view.batch_size,
         )
 
     def completions(self, view: View, seed: int) -> list[list[Completion]]:
         """Completions of every query; each query may have another number."""
         generator = self.generator(view)
         if isinstance(generator, ColumnGenerator):
-            columns = {**query_columns(view), REFERENCE: view.rows("queries").column(REFERENCE)}
-            rows = [
-                {name: values[position] for name, values in columns.items() if values is not None}
-                for position in range(len(view.rows("queries")))
-            ]
-            return generator.generate(rows, keys=view.rows("queries").ids)
+            return _from_column(view, generator)
+        view.facts["generator"] = generator.describe()
+        view.facts["on_policy"] = self.live and generator.on_policy
         if self.live and not generator.on_policy:
             view.say(
                 f"off-policy: temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}, stop={self.stop} do not draw "
@@ -187,14 +192,7 @@ class PolicyOptions:
         if self.keep == "top-k":
             return [_best(row, self.keep_best) for row in rewards]
         if self.keep == "hard-rejection":
-            references = view.rows("queries").column(REFERENCE)
-            if references is None:
-                raise DataError(
-                    f"{self.name}: keep='hard-rejection' compares with a reference answer; queries= needs a column {REFERENCE!r}"
-                )
-            answers = ColumnGenerator(REFERENCE).generate(
-                [{REFERENCE: answer} for answer in references], 1, keys=view.rows("queries").ids
-            )
+            answers = self._references(view)
             ids: list[Any] = list(view.rows("queries").ids)
             tokens = [
                 [completion_ids(row[0], prompt, view.processing_class, self.eos, query)]
@@ -210,6 +208,14 @@ class PolicyOptions:
             )
             return [row >= float(reference[0]) - 1e-5 for row, reference in zip(rewards, least, strict=True)]
         return [np.ones(len(row), dtype=bool) for row in rewards]
+
+    def _references(self, view: View) -> list[list[Completion]]:
+        """The reference answer of each query."""
+        if view.rows("queries").column(REFERENCE) is None:
+            raise DataError(
+                f"{self.name}: keep='hard-rejection' compares with a reference answer; queries= needs a column {REFERENCE!r}"
+            )
+        return [of_query[:1] for of_query in _from_column(view, ColumnGenerator(REFERENCE))]
 
     def _tell(
         self,
@@ -285,6 +291,17 @@ def policy_weights(
         weights[~kept] = 0
         weights *= count / max(1, int((kept & rewarded).sum()))  # an average over those kept
     return weights
+
+
+def _from_column(view: View, generator: ColumnGenerator) -> list[list[Completion]]:
+    """All completions that each query has in a column."""
+    queries = view.rows("queries")
+    columns = {**query_columns(view), REFERENCE: queries.column(REFERENCE)}
+    rows = [
+        {name: values[position] for name, values in columns.items() if values is not None}
+        for position in range(len(queries))
+    ]
+    return generator.generate(rows, keys=queries.ids)
 
 
 def _best(rewards: np.ndarray, count: int) -> np.ndarray:
@@ -405,7 +422,7 @@ class NICEAMC(NICE):
             tokenizer,
             max_new_tokens=self.max_new_tokens,
             top_k=self.top_k,
-            batch_size=view.batch_size,
+            batch_size=self.generation_batch_size or 4 * view.batch_size,
             **sampling,
         )
 
