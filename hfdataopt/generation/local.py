@@ -106,8 +106,8 @@ class LocalGenerator:
         """
         jobs = open_jobs(WHO, prompts, n, keys, self.temperature, have)
         wanted = sorted({index for index, _ in jobs})
-        ids = {index: prompt_ids(prompts[index], self._tokenizer, WHO, keys[index]) for index in wanted}
-        self._check_lengths({keys[index]: len(ids[index]) for index in wanted})
+        read = self.check([prompts[index] for index in wanted], [keys[index] for index in wanted])
+        ids = dict(zip(wanted, read, strict=True))
         jobs.sort(key=lambda job: len(ids[job[0]]))
         made: dict[Job, Completion] = {}
         ends = self._ends()
@@ -128,6 +128,12 @@ class LocalGenerator:
                         on_done(*job, completion)
         self._tell_unfinished(list(made.values()))
         return table(prompts, n, have, made)
+
+    def check(self, prompts: Sequence[Any], keys: Sequence[RowId]) -> list[list[int]]:
+        """Token ids of the prompts; ``DataError`` for one that is missing or too long, which names the row."""
+        ids = [prompt_ids(prompt, self._tokenizer, WHO, key) for prompt, key in zip(prompts, keys, strict=True)]
+        self._check_lengths({key: len(tokens) for key, tokens in zip(keys, ids, strict=True)})
+        return ids
 
     def _inner(self) -> Any:
         return unpeft(unwrap(self.model))

@@ -9,6 +9,7 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from hfdataopt import AttributionCallback, attribute
+from hfdataopt.errors import HfDataOptError
 
 from ..policy import Recorder, good_words, negative_log_likelihood, prompts, reader, speaker, weights_of
 from ..tiny import questions, row_gradient
@@ -136,6 +137,25 @@ def test_rewards_get_the_state_of_the_training(tmp_path: Path) -> None:
     trainer(tmp_path, callback, save_strategy="no").train()
     states = [(call["trainer_state"].global_step, call["trainer_state"].epoch) for call in reward.calls]
     assert sorted(set(states)) == [(3, 1.0), (6, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"max_new_tokens": 60},
+            r"the prompt of row 'q\d' has \d+ tokens; with max_new_tokens=60 that is more than the 64",
+        ),
+        ({"reward_weights": [1.0, 2.0]}, r"nice: reward_weights="),
+        ({"keep": "hard-rejection"}, r"nice: keep='hard-rejection' compares with a reference answer"),
+    ],
+)
+def test_what_cannot_work_stops_before_training(tmp_path: Path, options: Any, message: str) -> None:
+    queries, given = prompts(4, 3).remove_columns("completion"), {**SHORT, **options}
+    run = trainer(tmp_path, AttributionCallback("nice", queries=queries, reward_funcs=good_words, **given))
+    with pytest.raises(HfDataOptError, match=message):
+        run.train()
+    assert run.state.global_step == 0
 
 
 def test_a_step_by_lora_equals_autograd(tmp_path: Path) -> None:

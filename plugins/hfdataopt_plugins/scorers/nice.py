@@ -116,7 +116,9 @@ class PolicyOptions:
         if isinstance(generator, LocalGenerator):
             generator.check(query_prompts(view), ids)
         elif isinstance(generator, ColumnGenerator):
-            _from_column(view, generator)
+            for of_query, row in zip(_from_column(view, generator), ids, strict=True):
+                # raises where a query has too few of them
+                policy_weights(np.zeros(len(of_query)), self.baseline, name=f"{self.name}: query {row!r}")
         if self.keep == "hard-rejection":
             self._references(view)
 
