@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,3 +114,57 @@ def evaluating(model: Any) -> Iterator[None]:
     model.eval()
     yield
     model.train(mode)
+
+
+def keep(seen: dict[str, Any], name: str, module: Any, args: Any, output: Tensor) -> None:
+    seen[name] = (args[0].detach(), output)
+
+
+def second_moments(model: Any, dataset: Any, layers: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """For each linear layer the sums over rows and positions of ``d d^T`` (output gradients) and ``a a^T`` (inputs and a 1
+    for the bias), over positions with a gradient; one row at a time, without padding."""
+    target = make_target(model, "loss")
+    modules = dict(model.named_modules())
+    found: dict[str, Any] = {}
+    for block in find_blocks(model, layers):
+        found[block.name] = [0.0, 0.0]
+    with evaluating(model):
+        for batch in batches(dataset, 1):
+            del batch["row_id"]
+            seen: dict[str, Any] = {}
+
+            handles = [modules[name].register_forward_hook(partial(keep, seen, name)) for name in found]
+            value = target(model, batch)[0].sum()
+            for handle in handles:
+                handle.remove()
+            gradients = torch.autograd.grad(value, [output for _, output in seen.values()], allow_unused=True)
+            for (name, (given, _)), gradient in zip(seen.items(), gradients, strict=True):
+                assert gradient is not None
+                d = gradient.reshape(-1, gradient.shape[-1]).double()
+                a = given.reshape(-1, given.shape[-1]).double()
+                if getattr(modules[name], "bias", None) is not None:
+                    a = torch.cat([a, torch.ones(len(a), 1, dtype=torch.float64)], 1)
+                largest = d.abs().amax(1)
+                d, a = d[largest > 1e-6 * largest.max()], a[largest > 1e-6 * largest.max()]
+                found[name][0] = found[name][0] + d.T @ d
+                found[name][1] = found[name][1] + a.T @ a
+    return {name: (left, right) for name, (left, right) in found.items()}
+
+
+def ekfac_influence(model: Any, pool: Any, queries: Any, layers: Any, damping: float) -> Tensor:
+    """EK-FAC by its definition, ``[n, q]``: eigenvectors of both moments, mean squares of the pool's rows there."""
+    moments = second_moments(model, pool, layers)
+    gradients = [loss_gradients(model, side, layers) for side in (pool, queries)]
+    total = torch.zeros(len(pool), len(queries), dtype=torch.float64)
+    start = 0
+    for block in find_blocks(model, layers):
+        left, right = (torch.linalg.eigh(moment)[1] for moment in moments[block.name])
+        g, q = (
+            left.T @ side[:, start : start + block.size].view(-1, block.rows, block.columns) @ right
+            for side in gradients
+        )
+        start += block.size
+        eigenvalues = g.square().mean(0)
+        q = q / (eigenvalues + damping * eigenvalues.mean())
+        total += torch.einsum("nij,qij->nq", g, q)
+    return total
