@@ -30,8 +30,9 @@ Curvature = Callable[[Tensor], Tensor]
 class GaussNewton:
     """The matrix over the rows of ``batches``, a sample of the pool. Call :meth:`product`.
 
-    The model runs in evaluation mode and in the precision of its weights, which stay as they are, attention in plain
-    matrix products: fused kernels have no second derivative.
+    The model runs in evaluation mode, its weights stay as they are, and attention is plain matrix products: fused kernels
+    have no second derivative. Precision is that of the weights (float32 or float64); only a forward that accelerate has
+    patched for mixed precision keeps its own.
 
     Attributes:
         blocks: what the space consists of; ``offsets [blocks + 1]`` and ``size`` say where.

@@ -12,7 +12,7 @@ from hfdataopt.attribution.reader import custom_loss
 from hfdataopt.attribution.rows import draw
 from hfdataopt.attribution.scorer import GradientScorer, Result
 from hfdataopt.attribution.view import GradientFeatures, View
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.files import write_whole
 from hfdataopt.gradients import Basis, find_blocks, gradient_norms, take_rows
 from hfdataopt.gradients.batches import nonfinite_error
@@ -226,7 +226,11 @@ class InfluenceScorer(GradientScorer):
                 return self._solve_now(view, right)
             if not file.is_file():
                 solution, largest = self._solve_now(view, right)
-                write_whole(file, save({**vars(solution), "largest": torch.tensor(largest, dtype=torch.float64)}))
+                data = save({**vars(solution), "largest": torch.tensor(largest, dtype=torch.float64)})
+                try:
+                    write_whole(file, data)
+                except OSError as error:
+                    raise StoreError(f"{self.name}: {str(file)!r} cannot be written: {error}") from error
             return None
 
         solved = view.processes.run_on_main(solve)
@@ -277,8 +281,8 @@ class InfluenceScorer(GradientScorer):
         size = sum(block.size for block in find_blocks(view.model, self.layers))
         queries = len(view.rows("queries"))
         solved = queries if self.per_query else 1
-        # The queries' float32 gradients; for those solved for, five float64 vectors of cg or two of a closed form.
-        needed = 4 * queries * size + (40 if self.iterative else 16) * solved * size
+        # The queries' float32 gradients; for those solved for, seven float64 vectors of cg or lissa, four of a closed form.
+        needed = 4 * queries * size + (56 if self.iterative else 32) * solved * size
         if not self.iterative and view.folder is None:
             needed += 4 * len(view.pool) * size
         if needed > self.memory_gib * GIB:

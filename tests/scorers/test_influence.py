@@ -205,9 +205,9 @@ def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
-        ({"solver": "cg"}, 7 * 44),
-        ({"solver": "lissa", "per_query": False}, 7 * 4 + 40),
-        ({"basis": "exact"}, 7 * 20 + 60),
+        ({"solver": "cg"}, 7 * 60),
+        ({"solver": "lissa", "per_query": False}, 7 * 4 + 56),
+        ({"basis": "exact"}, 7 * 36 + 60),
     ],
 )
 def test_too_little_memory_is_said_before_training(
