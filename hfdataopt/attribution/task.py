@@ -8,6 +8,7 @@ Three heads give the scalar that is differentiated:
   does. The label words are the tokens that occur there as labels in the pool.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from hfdataopt.attribution.probe import LinearProbe
 from hfdataopt.attribution.rows import Rows
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients import find_task, name_rows, unpeft
+from hfdataopt.gradients.runner import counts_positions
 
 MAX_LABEL_WORDS = 64
 Pooling = Literal["auto", "mean", "first", "last", "answer"]
@@ -229,8 +231,11 @@ def pooled_features(model: Any, batch: dict[str, Any], pooling: Pooling = "auto"
     other models that attend causally, and the mean over real tokens for the rest.
     """
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "label", "row_id")}
-    hidden = body_of(model)(**inputs).last_hidden_state.float()
-    mask = batch.get("attention_mask")
+    mask, body = batch.get("attention_mask"), body_of(model)
+    if mask is not None and bool((mask[:, 0] == 0).any()) and counts_positions(model):  # padded on the left
+        if "position_ids" in inspect.signature(body.forward).parameters:
+            inputs.setdefault("position_ids", (mask.cumsum(1) - 1).clamp_min(0))
+    hidden = body(**inputs).last_hidden_state.float()
     mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden)
     if pooling == "auto":
         answers = is_language_model(model) and "labels" in batch

@@ -91,7 +91,7 @@ class Runner:
         self.dtype = _check_dtype(self.model, dtype)
         self.capture = Capture(self.model, self.blocks)
         refuse_reentrant(dict(self.model.named_modules()))
-        self._absolute = _absolute_positions(self.model)
+        self._absolute = counts_positions(self.model)
         self._seen = 0
         self._memory = memory or MemoryLimit()
         self._one_by_one = False  # a module that rows share an input of
@@ -281,7 +281,7 @@ def _check_dtype(model: nn.Module, dtype: str | torch.dtype | None) -> torch.dty
     return wanted
 
 
-def _absolute_positions(model: nn.Module) -> str | None:
+def counts_positions(model: nn.Module) -> str | None:
     """Name of a learned position embedding that counts from the left edge of the batch, None if there is none."""
     config = getattr(model, "config", None)
     # These models number positions from the attention mask or from the padding token: padding does not move them.

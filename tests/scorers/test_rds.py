@@ -29,7 +29,7 @@ def close(found: Any, expected: Any, rtol: float = 1e-4) -> None:
 
 
 def left(rows: list[Any]) -> dict[str, Any]:
-    """Pads on the left, with the positions that a tokenizer's user would not pass."""
+    """Pads on the left, without telling positions."""
     batch = pad_batch(rows)
     turned = {name: torch.empty_like(x) for name, x in batch.items()}
     for name, x in batch.items():
@@ -50,8 +50,9 @@ def test_equals_hidden_states_by_hand(make: Any, pooling: Any) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("collate", [None, left], ids=["right", "left"])
-def test_padding_and_batches_change_nothing(batch_size: int, collate: Any) -> None:
-    model, pool, queries = llama().double().eval(), questions(7, 1), questions(4, 2)
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_padding_and_batches_change_nothing(make: Any, batch_size: int, collate: Any) -> None:
+    model, pool, queries = make().double().eval(), questions(7, 1), questions(4, 2)
     assert len({len(row["input_ids"]) for row in pool}) > 1
     scores = attribute(model, pool, queries, "rds", batch_size=batch_size, data_collator=collate)
     close(scores.matrix, states(model, pool, "last") @ states(model, queries, "last").T)
