@@ -232,9 +232,9 @@ def pooled_features(model: Any, batch: dict[str, Any], pooling: Pooling = "auto"
     """
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "label", "row_id")}
     mask, body = batch.get("attention_mask"), body_of(model)
-    if mask is not None and bool((mask[:, 0] == 0).any()) and counts_positions(model):  # padded on the left
-        if "position_ids" in inspect.signature(body.forward).parameters:
-            inputs.setdefault("position_ids", (mask.cumsum(1) - 1).clamp_min(0))
+    told = counts_positions(model) is not None and "position_ids" in inspect.signature(body.forward).parameters
+    if told and mask is not None and bool((mask[:, 0] == 0).any()):  # padded on the left
+        inputs.setdefault("position_ids", (mask.cumsum(1) - 1).clamp_min(0))
     hidden = body(**inputs).last_hidden_state.float()
     mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden)
     if pooling == "auto":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hfdataopt import attribute, get_scorer
+from hfdataopt.errors import OptionError
 
 from ..tiny import gpt2, loss_gradients, plain_texts
 
@@ -44,3 +45,20 @@ def test_projection_is_close_and_its_share_is_reported(model: Any, pool: Any, qu
 def test_declares_helpfulness() -> None:
     scorer = get_scorer("tracin")
     assert (scorer.meaning, scorer.default_when, scorer.combine) == ("helpfulness", "epoch", "learning-rate-sum")
+
+
+@pytest.mark.parametrize("basis", ["exact", "eigen"])
+def test_cosines(model: Any, pool: Any, queries: Any, basis: str) -> None:
+    scores = attribute(model, pool, queries, "tracin", basis=basis, normalize=True, floats_per_row=100_000)
+    rows, columns = loss_gradients(model, pool), loss_gradients(model, queries)
+    expected = (rows @ columns.T) / rows.norm(dim=1, keepdim=True) / columns.norm(dim=1)
+    np.testing.assert_allclose(scores.matrix, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_gradients_are_the_default_and_need_no_optimizer(model: Any, pool: Any, queries: Any) -> None:
+    scores = attribute(model, pool, queries, "tracin", basis="exact")
+    assert "precondition" not in scores.metadata["moments"][0]
+    with pytest.raises(OptionError, match=r"tracin: Adam moments are needed, but there is no optimizer"):
+        attribute(model, pool, queries, "tracin", precondition="adamw")
+    with pytest.raises(OptionError, match=r"tracin: option precondition='adam' is not allowed"):
+        get_scorer("tracin", precondition="adam")
