@@ -13,6 +13,9 @@ thus how much the loss of the query falls, to first order and per unit of learni
 batch. The part of it that comes from ``m`` is nearly the same for all rows: it shifts inner products, and it enters
 cosines.
 
+Where the gradient is 0 but for rounding, as for the bias of attention keys, ``adamw`` divides rounding by rounding, as the
+training does; in ``less`` eps is too large for that.
+
 Neither form is linear in ``g``: a row's weight, and whether its loss is a sum or a mean over tokens, scale ``g`` before
 it is preconditioned, and change the direction of the result. For gradients of the mean loss pass ``weights=`` of 1 / tokens.
 """

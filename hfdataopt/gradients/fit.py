@@ -30,7 +30,7 @@ from hfdataopt.gradients.factors import squared_norms
 from hfdataopt.gradients.losses import CustomLoss, Logit, Target
 from hfdataopt.gradients.precondition import Precondition, preconditioned
 from hfdataopt.gradients.runner import MemoryLimit, OnNonfinite, Runner, Weights
-from hfdataopt.gradients.second_moments import _Accumulator, _alike, _Directions, _groups, _Moments, _sweep
+from hfdataopt.gradients.second_moments import _Accumulator, _Directions, _groups, _half_centred, _Moments, _sweep
 
 
 @dataclass(frozen=True)
@@ -232,9 +232,8 @@ class _Energy(_Accumulator):
         if self.sums is None or not (self.sums[2] > 0).any():
             return None
         rows, total, squares = self.sums.cpu()
-        if self.precondition is None:
-            return squares / squares.sum()
-        return _alike([squares, squares - total.square() / rows.clamp_min(1)])
+        energy = squares if self.precondition is None else _half_centred(squares, total.square() / rows.clamp_min(1))
+        return energy / energy.sum()
 
 
 class _Share(_Accumulator):

@@ -98,7 +98,7 @@ class _Moments(_Accumulator):
         if index in self._sum:
             rows, total = self._sum.pop(index)
             both = _both_moments(total.unsqueeze(0))
-            left, right = (_alike([m, m - common / rows]) for m, common in zip((left, right), both, strict=True))
+            left, right = (_half_centred(m, common / rows) for m, common in zip((left, right), both, strict=True))
         return left, right
 
     def _plus(self, index: int, left: Tensor, right: Tensor) -> None:
@@ -165,6 +165,17 @@ def _second_moment(side: Tensor, size: int) -> Tensor:
     return side.square().sum(0) if size > LONGEST_SIDE else side.T @ side
 
 
+def _half_centred(moment: Tensor, common: Tensor) -> Tensor:
+    """The mean of a moment and of what is left of it without the part that all rows have in common, each by its trace; the
+    moment as it is where nothing but rounding is left."""
+    centred = moment - common
+    return moment if _trace(centred) <= 1e-9 * _trace(moment) else _alike([moment, centred])
+
+
+def _trace(moment: Tensor) -> Tensor:
+    return moment.sum() if moment.dim() == 1 else moment.trace()
+
+
 def _both_moments(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """``sum G G^T`` and ``sum G^T G`` of gradients ``[b, rows, columns]``."""
     _, rows, columns = gradient.shape
@@ -178,8 +189,7 @@ def _alike(moments: Sequence[Tensor]) -> Tensor:
         return moments[0]
     total: Tensor | None = None
     for moment in moments:
-        trace = moment.sum() if moment.dim() == 1 else moment.trace()
-        total = _plus(total, moment / trace.clamp_min(1e-300) / len(moments))
+        total = _plus(total, moment / _trace(moment).clamp_min(1e-300) / len(moments))
     assert total is not None
     return total
 

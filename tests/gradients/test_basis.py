@@ -10,7 +10,10 @@ from torch import nn
 
 from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.gradients import (
+    AdamMoments,
     Basis,
+    Runner,
+    Source,
     choose_rows,
     find_blocks,
     fit_basis,
@@ -284,3 +287,133 @@ def test_a_long_side_gets_coordinates(tools: Any, monkeypatch: pytest.MonkeyPatc
     assert left is not None
     assert set(left.unique().tolist()) == {0.0, 1.0}
     assert kept_share(model, basis, batches, layers=["embeddings", "head"], rows=None) > 0.4
+
+
+def trained_by_adam(tools: Any, model: nn.Module, rows: list[dict[str, Any]]) -> AdamMoments:
+    """Moments after a few steps of AdamW on the rows."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for batch in tools.batches_of(rows, 8):
+        optimizer.zero_grad()
+        model(**{key: x for key, x in batch.items() if key != "row_id"}).loss.backward()
+        optimizer.step()
+    return AdamMoments.of(optimizer, model)
+
+
+def test_a_single_source_is_the_simple_call(tools: Any) -> None:
+    model, rows = tools.build("llama"), many_rows(tools, "llama")
+    batches = tools.batches_of(rows, 16)
+    wanted = fit_basis(model, batches, floats_per_row=300, rows=30)
+    for sources in (Source(batches), [Source(batches)]):
+        found = fit_basis(model, sources, floats_per_row=300, rows=30)
+        assert found.hash == wanted.hash
+        assert found.sample == wanted.sample
+
+
+def test_sources_count_alike_whatever_their_scale_and_size(tools: Any) -> None:
+    model, rows = tools.build("llama"), many_rows(tools, "llama")
+    pool, queries = tools.batches_of(rows[:40], 8), tools.batches_of(rows[40:], 5)
+    weights = {row["row_id"]: 2.0**16 for row in rows}
+    wanted = fit_basis(model, [Source(pool), Source(queries)], floats_per_row=300, rows=24)
+    scaled = fit_basis(model, [Source(pool), Source(queries, weights=weights)], floats_per_row=300, rows=24)
+    assert scaled.hash == wanted.hash  # powers of two: the same to the last bit
+    assert {row in {x["row_id"] for x in rows[:40]} for row in wanted.sample[:12]} == {True}
+    assert len(wanted.sample) == 24
+    assert {row in {x["row_id"] for x in rows[40:]} for row in wanted.sample[12:]} == {True}
+    assert fit_basis(model, pool + queries, floats_per_row=300, rows=24).hash != wanted.hash
+
+
+def test_each_source_has_its_target_and_its_share(tools: Any) -> None:
+    model, rows = tools.build("bert-cls"), many_rows(tools, "bert-cls")
+    pool, queries = Source(tools.batches_of(rows[:40], 8)), Source(tools.batches_of(rows[40:], 5), of="logit")
+    alone = fit_basis(model, pool, floats_per_row=200, rows=None)
+    both = fit_basis(model, [pool, queries], floats_per_row=200, rows=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert kept_share(model, both, queries) > kept_share(model, alone, queries)
+        assert kept_share(model, both, queries) == kept_share(model, both, queries.batches, of="logit")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_moments_of_a_preconditioned_source(tools: Any, name: str) -> None:
+    """Half the second moments of the whole gradients, half those of their deviations from the mean, each by its trace."""
+    model, rows = tools.build(name), many_rows(tools, name, 20)
+    step = trained_by_adam(tools, model, rows).precondition("less")
+    whole = tools.features(
+        per_example_gradients(model, tools.batches_of(rows, 7), basis="exact", precondition=step, layers=None)
+    ).double()
+    runner = Runner(model)
+    moments = second_moments._Moments(range(len(runner.blocks)), step)
+    assert second_moments._sweep(runner, tools.batches_of(rows, 7), moments) == []
+    start = 0
+    for index, block in enumerate(runner.blocks):
+        matrices = whole[:, start : start + block.size].view(len(rows), block.rows, block.columns)
+        start += block.size
+        wanted: list[Any] = [0, 0]
+        for part in (matrices, matrices - matrices.mean(0)):
+            left, right = (part @ part.transpose(1, 2)).sum(0), (part.transpose(1, 2) @ part).sum(0)
+            wanted = [wanted[0] + left / left.trace() / 2, wanted[1] + right / right.trace() / 2]
+        for found, expected in zip(moments.take(index), wanted, strict=True):
+            assert found.dtype == torch.float64
+            assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
+    assert moments.left == {}
+
+
+def test_a_single_preconditioned_row(tools: Any) -> None:
+    """Nothing differs between rows: what is left of the moments without the mean is rounding."""
+    model, rows = tools.build("llama"), many_rows(tools, "llama", 20)
+    step = trained_by_adam(tools, model, rows).precondition("less")
+    one = tools.batches_of(rows[:1], 1)
+    basis = fit_basis(model, Source(one, precondition=step), floats_per_row=500)
+    assert kept_share(model, basis, Source(one, precondition=step)) > 0.5
+
+
+@pytest.mark.parametrize("form", ["less", "adamw"])
+def test_eigen_keeps_the_ranking_of_adam_steps_and_random_does_not(tools: Any, stories: Any, form: Any) -> None:
+    model = stories()
+    start = torch.randint(3, 500, (136, 4), generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ids = model.generate(start, max_new_tokens=40, do_sample=True, pad_token_id=2)
+    rows = [{"row_id": f"r{i}", "input_ids": x, "labels": x} for i, x in enumerate(ids)]
+    step = trained_by_adam(tools, model, rows[:32]).precondition(form)
+    length = len(ids[0]) - 1
+    weights = {row["row_id"]: 1 / length for row in rows}
+    seen, pool, queries = (tools.batches_of(part, 16) for part in (rows[32:72], rows[72:120], rows[120:]))
+    exact = [
+        tools.features(per_example_gradients(model, side, basis="exact", weights=weights, precondition=change))
+        for side, change in ((pool, step), (queries, None))
+    ]
+    wanted = exact[0] @ exact[1].T
+    rho = {}
+    for kind in ("eigen", "random"):
+        sources = [Source(seen, weights=weights, precondition=step), Source(queries, weights=weights)]
+        basis = fit_basis(model, sources, kind=kind, floats_per_row=8192, rows=None)  # type: ignore[arg-type]
+        results = list(per_example_gradients(model, pool, basis=basis, weights=weights, precondition=step))
+        found = (
+            tools.features(results)
+            @ tools.features(per_example_gradients(model, queries, basis=basis, weights=weights)).T
+        )
+        norms = torch.cat([result.squared_norm for result in results]).sqrt()[:, None]
+        assert torch.allclose(norms, exact[0].norm(dim=1, keepdim=True).double(), rtol=1e-4)
+        rho[kind] = spearman(found, wanted), spearman(found / norms, wanted / norms)
+    assert min(rho["eigen"]) >= 0.8
+    assert min(rho["eigen"]) > max(rho["random"]) + 0.1
+
+
+def test_sources_that_cannot_be_used(tools: Any) -> None:
+    model, rows = tools.build("llama"), tools.make_rows("llama")
+    batches = tools.batches_of(rows, 4)
+    for options in ({"weights": {"r0": 1.0}}, {"precondition": {}}):
+        with pytest.raises(OptionError, match="its own weights and precondition"):
+            fit_basis(model, [Source(batches)], floats_per_row=300, **options)
+    with pytest.raises(OptionError, match="not mixed with batches"):
+        fit_basis(model, [Source(batches), *batches], floats_per_row=300)
+    with pytest.raises(OptionError, match="twice"):
+        fit_basis(model, [Source(iter(batches))], floats_per_row=300)
+    with pytest.raises(OptionError, match="by row id"):
+        fit_basis(model, [Source(batches, weights=[1.0] * 6)], floats_per_row=300)
+    nothing = {row["row_id"]: 0.0 for row in rows}
+    alone = fit_basis(model, Source(batches), floats_per_row=300, rows=None)
+    assert alone.size == fit_basis(model, [Source(batches), Source(batches, weights=nothing)], floats_per_row=300).size
+    with pytest.raises(DataError, match="zero"):
+        fit_basis(model, [Source(batches, weights=nothing)] * 2, floats_per_row=300)
