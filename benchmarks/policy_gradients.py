@@ -13,9 +13,9 @@ import tempfile
 from typing import Any
 
 import torch
-from gradient_features import BATCH, VOCABULARY, Batches, as_batches, make_text, plain, seconds
+from gradient_features import BATCH, VOCABULARY, Batches, as_batches, make_model, make_text, plain, seconds
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hfdataopt import AttributionCallback
 from hfdataopt.attribution.samples import Sample, Samples
@@ -23,22 +23,6 @@ from hfdataopt.attribution.view import View
 from hfdataopt.gradients import Basis, fit_basis, per_example_gradients
 
 QUERIES, SAMPLES, PROMPT = 32, 16, 24
-
-
-def make_model() -> LlamaForCausalLM:
-    """Hidden 128, 4 layers, as in gradient_features.py, with room for longer sequences."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def make_samples(longest: int) -> Samples:
@@ -66,7 +50,7 @@ def policy_vectors(model: nn.Module, batches: Batches, samples: Samples, basis: 
 
 
 def policy(repeats: int) -> None:
-    model = make_model()
+    model = make_model(0, "cpu").eval()
     for longest in (16, 64, 128):
         samples = make_samples(longest)
         batches = list(samples.batches(samples.of(range(QUERIES)), BATCH, torch.device("cpu")))
@@ -125,9 +109,9 @@ def callback(repeats: int) -> None:
                 save_strategy="no",
                 logging_strategy="no",
             )
-            Trainer(make_model(), arguments, train_dataset=train, callbacks=callbacks).train()
+            Trainer(make_model(0, "cpu").eval(), arguments, train_dataset=train, callbacks=callbacks).train()
 
-    model = make_model()
+    model = make_model(0, "cpu").eval()
     passes = as_batches(pool, "p") + as_batches(asked, "q")
     taken: dict[str, list[float]] = {"without": [], "with": [], "bare": []}
     fits = []
