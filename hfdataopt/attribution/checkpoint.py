@@ -16,8 +16,7 @@ class Checkpoint:
         path: the folder.
         learning_rate: the weight of this checkpoint in sums over checkpoints. None reads the mean logged learning rate
             since the previous checkpoint from ``trainer_state.json``.
-        optimizer: path of the optimizer state, for scorers that precondition gradients; they get it as ``View.optimizer``.
-            None of the scorers here reads it.
+        optimizer: path of the optimizer state, for scorers that precondition gradients. None takes ``optimizer.pt`` in the folder.
     """
 
     path: str
