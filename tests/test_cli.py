@@ -462,7 +462,7 @@ def test_nice_with_a_reward_by_name_and_groups_of_queries(call, tmp_path, monkey
     argv = ["score", "--scorer", "nice", "--model", "lm", "--pool", "pool.jsonl", "--queries", "queries.jsonl"]
     argv += ["--output_dir", "out", "--max_new_tokens", "6", "--precondition", "none", "--basis", "exact"]
     argv += ["--query_group", "kind", "--aggregate", "max"]
-    status, out, err = call(*argv, "--reward_funcs", "own_rewards:fine")
+    status, _, err = call(*argv, "--reward_funcs", "own_rewards:fine")
     assert status == 0, err
     assert any("variance within a query" in line for line in err)
     scores = Scores.load(tmp_path / "out")

@@ -55,6 +55,8 @@ class InfluenceScorer(GradientScorer):
         tolerance: of ``cg``: relative residual at which a query is solved; None is 0.001.
         curvature_rows: of ``cg`` and ``lissa``: pool rows, drawn by (seed, id), that the curvature is of; None is 128.
         per_query: False solves only for the mean of the queries' vectors, and keeps no scores of single queries.
+        basis: None takes whole gradients for ``cg`` and ``lissa``, and for ``ekfac`` and ``datainf`` where those of pool and
+            queries fit into ``memory_gib``, else ``eigen``: of what it drops the curvature is least and the inverse largest.
         memory_gib: the most that vectors as long as the whole gradient (``cg``, ``lissa``, ``basis="exact"``) may take.
     """
 
@@ -103,11 +105,19 @@ class InfluenceScorer(GradientScorer):
         value = getattr(self, option)
         return SOLVER_OPTIONS[self.solver][option] if value is None else value
 
-    def gradient_options(self) -> dict[str, Any]:
-        return {**super().gradient_options(), "basis": self.basis or ("exact" if self.iterative else "eigen")}
+    def basis_for(self, view: View) -> str:
+        """The basis asked for; else whole gradients where they are needed or, for closed forms, where all of them fit into
+        ``memory_gib``: what a truncated basis drops are directions of little curvature, which weigh most in an inverse."""
+        if self.basis is not None:
+            return self.basis
+        if self.iterative:
+            return "exact"
+        if self.solver == "identity":
+            return "eigen"
+        return "exact" if self._bytes(view, with_pool=True) <= self.memory_gib * GIB else "eigen"
 
     def check(self, view: View) -> None:
-        exact = self.gradient_options()["basis"] == "exact"
+        exact = self.basis_for(view) == "exact"
         view.check_gradients(self.layers, None if exact else self.floats_per_row)
         view.check_labels()
         if self.iterative:
@@ -124,8 +134,13 @@ class InfluenceScorer(GradientScorer):
 
     def influence(self, view: View, *, target: str = "loss", samples: "Samples | None" = None) -> Result:
         """Influence of every pool row on every query's vector; ``target`` and ``samples``: see ``View.gradients``."""
-        vectors: dict[str, Any] = {"target": target, "samples": samples, **self.gradient_options()}
-        facts = {"solver": self.solver, "damping": None if self.solver == "identity" else self.setting("damping")}
+        options = {**self.gradient_options(), "basis": self.basis_for(view)}
+        vectors: dict[str, Any] = {"target": target, "samples": samples, **options}
+        facts = {
+            "solver": self.solver,
+            "basis_kind": options["basis"],
+            "damping": None if self.solver == "identity" else self.setting("damping"),
+        }
         if self.solver == "identity":
             products = view.gradient_products(**vectors)
             if self.per_query:
@@ -277,14 +292,19 @@ class InfluenceScorer(GradientScorer):
             raise nonfinite_error(bad)
         return list(take_rows(batches, good))
 
-    def _check_memory(self, view: View) -> None:
+    def _bytes(self, view: View, with_pool: bool) -> int:
+        """What vectors as long as the whole gradient take."""
         size = sum(block.size for block in find_blocks(view.model, self.layers))
         queries = len(view.rows("queries"))
         solved = queries if self.per_query else 1
         # The queries' float32 gradients; for those solved for, seven float64 vectors of cg or lissa, four of a closed form.
         needed = 4 * queries * size + (56 if self.iterative else 32) * solved * size
-        if not self.iterative and view.folder is None:
-            needed += 4 * len(view.pool) * size
+        return needed + 4 * len(view.pool) * size * with_pool
+
+    def _check_memory(self, view: View) -> None:
+        needed = self._bytes(view, with_pool=not self.iterative and view.folder is None)
+        size = sum(block.size for block in find_blocks(view.model, self.layers))
+        queries = len(view.rows("queries"))
         if needed > self.memory_gib * GIB:
             fix = ["choose fewer layers (layers='last:2', or LoRA)", "fewer queries"]
             fix += ["per_query=False, which solves for the queries' mean only"] if self.per_query else []

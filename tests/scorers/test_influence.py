@@ -221,6 +221,15 @@ def test_too_little_memory_is_said_before_training(
     attribute(model, pool, queries, "influence", memory_gib=1.01 * limit * size / 2**30, **given)
 
 
+@pytest.mark.parametrize(("memory_gib", "kind"), [(8.0, "exact"), (1e-6, "eigen")])
+def test_whole_gradients_where_they_fit(model: Any, pool: Any, queries: Any, memory_gib: float, kind: str) -> None:
+    options: dict[str, Any] = {"solver": "ekfac", "floats_per_row": 512, "layers": TWO}
+    chosen = attribute(model, pool, queries, "influence", memory_gib=memory_gib, **options)
+    assert chosen.metadata["moments"][0]["basis_kind"] == kind
+    asked = attribute(model, pool, queries, "influence", basis=kind, **options)
+    np.testing.assert_allclose(chosen.values, asked.values, rtol=1e-9)
+
+
 def test_in_a_trainer(pool: Any, queries: Any, tmp_path: Path) -> None:
     scorer = get_scorer("influence")
     assert (scorer.meaning, scorer.default_when, scorer.combine) == ("helpfulness", "train_end", "last")
