@@ -64,7 +64,7 @@ OBJECTS = ("tree", "house", "road", "wall", "box", "table", "rock", "car", "cup"
 COLOURS = ("red", "blue", "green", "white", "brown", "old", "long", "round", "small", "tall")
 
 PLANTED, OPPOSITE, NEUTRAL = 60, 170, 170  # rows
-CANDIDATES = {"happy": 900, "sad": 700, None: 700}
+CANDIDATES = {"happy": 1400, "sad": 900, None: 700}
 TOKENS, MARGIN = 40, 8  # of a row; more are sampled, so that a word cut off at the end is known
 QUERIES, HELD_OUT = 64, 64
 
@@ -200,6 +200,16 @@ def _candidates(model: Any, tokenizer: Any, rng: random.Random, mood: str | None
         )
         for k, (i, ids) in enumerate(found)
     ]
+
+
+def rewarded_rows(model: Any, tokenizer: Any, seed: int, count: int = 600) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and completions as token ids: of ``count`` written after a happy sentence, those with a reward."""
+    rng = random.Random(f"rewarded {seed}")
+    situations = [_situation(rng) for _ in range(count)]
+    starts = [f"{prompt} {rng.choice(MOODS['happy']).format(name=name)}" for prompt, name in situations]
+    drawn = sample(model, tokenizer, starts, 1, TOKENS, rng.randrange(2**31))
+    good = [i for i, ids in enumerate(drawn) if reward([continuation(tokenizer, starts[i], ids[0])])[0] > 0]
+    return [tokenizer(situations[i][0])["input_ids"] for i in good], [drawn[i][0] for i in good]
 
 
 # -- the model
