@@ -12,6 +12,7 @@ from typing import Any, ClassVar, get_args
 
 import numpy as np
 
+from hfdataopt.attribution.identity import fingerprint
 from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.reader import write_json
 from hfdataopt.attribution.rows import Rows
@@ -143,14 +144,14 @@ class Trainings:
 
     def _open(self) -> None:
         assert self.folder is not None
-        recipe = dataclasses.asdict(self.training) if isinstance(self.training, Recipe) else name_of(self.training)
+        recipe = dataclasses.asdict(self.training) if isinstance(self.training, Recipe) else fingerprint(self.training)
         manifest = {
             "format": 1,
             "kind": "trainings",
             "model": type(self.model).__name__,
             "weights": weights_hash(self.model),
             "training": recipe,
-            "utility": name_of(self.metric),
+            "utility": fingerprint(self.metric) if callable(self.metric) else self.metric,
         }
         for rows in (self.pool, self.queries):
             ids = hashlib.sha256(json.dumps(rows.ids).encode()).hexdigest()[:16]

@@ -12,9 +12,7 @@ Layout of a run's folder::
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -25,9 +23,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file, save
 
+from hfdataopt.attribution.identity import fingerprint
 from hfdataopt.attribution.moment import Moment
 from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.quiet import untouched
@@ -400,8 +398,13 @@ def _moment_folder(moment: Moment, weights: str) -> str:
 
 
 def _json_options(scorer: Scorer) -> dict[str, Any]:
-    """The hyperparameters as they are now, copied, without those that are not to be shown (``repr=False``: keys)."""
-    shown = [field.name for field in dataclasses.fields(scorer) if field.init and field.repr]
+    """The hyperparameters as they are now, copied, without those that are not to be shown (``repr=False``: keys), and those
+    that change no score (``metadata={"changes_scores": False}``)."""
+    shown = [
+        field.name
+        for field in dataclasses.fields(scorer)
+        if field.init and field.repr and field.metadata.get("changes_scores", True)
+    ]
     options = {name: getattr(scorer, name) for name in shown}
     return {name: _json_copy(value) for name, value in options.items()}
 
@@ -410,22 +413,7 @@ def _json_copy(value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
-        return [_json_copy(part) for part in value] if isinstance(value, list | tuple) else _name(value)
-
-
-def _name(value: Any) -> str:
-    """What tells an object from others also in another process: no address, but weights, code, or its own ``repr``."""
-    if isinstance(value, torch.nn.Module):
-        return f"{type(value).__name__} {weights_hash(value)[:16]}"
-    function = value.func if isinstance(value, functools.partial) else value
-    named = getattr(function, "__qualname__", type(function).__qualname__)
-    try:
-        code = inspect.getsource(function if hasattr(function, "__qualname__") else type(function))
-        named += f" {hashlib.sha256(code.encode()).hexdigest()[:16]}"
-    except (OSError, TypeError):  # no source: a builtin, or typed at a prompt
-        pass
-    shown = repr(value)
-    return named if re.search(r" at 0x[0-9a-f]+", shown) else f"{named} {shown}"
+        return [_json_copy(part) for part in value] if isinstance(value, list | tuple) else fingerprint(value)
 
 
 def _fingerprint(rows: Rows) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class CodePassRate:
         self.prompt_column = prompt_column
         self.__name__ = name
 
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What tells it from others (:mod:`hfdataopt.attribution.identity`)."""
+        return self.sandbox, self.tests_column, self.entry_point_column, self.prompt_column
+
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """The rewards; ``DataError`` names the row whose tests cannot be used, before anything has run."""
         if self.prompt_column != "prompt":

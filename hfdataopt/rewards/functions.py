@@ -93,6 +93,7 @@ class RewardFunctions:
             raise OptionError(f"{who}: reward_weights={reward_weights!r} must be {len(given)} finite number(s)")
         self.who = who
         self._weights = np.array(weights, dtype=float)
+        self._given = (given, tokenizers, formatting)
         self._functions: list[Any] = []
         for function, tokenizer, form in zip(given, tokenizers, formatting, strict=True):
             if isinstance(function, str) and _IMPORTED.fullmatch(function):
@@ -111,6 +112,11 @@ class RewardFunctions:
                 )
             self._functions.append(function)
         self.names = tuple(_name(function) for function in self._functions)
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What tells it from others (:mod:`hfdataopt.attribution.identity`)."""
+        return self._given, self._weights.tolist()
 
     def __call__(
         self,

@@ -50,9 +50,15 @@ class MetricReward:
     ) -> None:
         self.metric, self.reference_column, self.key, self.scale = metric, reference_column, key, float(scale)
         self.compute_kwargs = dict(compute_kwargs)
+        self._loaded: Any = None if isinstance(metric, str) else metric
         self.__name__ = name or _name(metric) + (f"_{key}" if key else "")
         self._paired = _takes_one_pair(metric)
         self._lists = compute_kwargs.get("use_aggregator") is False or not _of_evaluate(metric)
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What tells it from others (:mod:`hfdataopt.attribution.identity`)."""
+        return self.metric, self.reference_column, self.key, self.scale, self.compute_kwargs
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         column = needed_column(columns, self.reference_column, self.__name__)
@@ -78,9 +84,9 @@ class MetricReward:
         return [_single(self._compute([p], [r])) for p, r in zip(predictions, references, strict=True)]
 
     def _compute(self, predictions: list[str], references: list[Any]) -> Any:
-        if isinstance(self.metric, str):
-            self.metric = _load(self.metric)
-        call: Callable[..., Any] = getattr(self.metric, "compute", self.metric)
+        if self._loaded is None:
+            self._loaded = _load(self.metric)
+        call: Callable[..., Any] = getattr(self._loaded, "compute", self._loaded)
         return self._entry(call(predictions=predictions, references=references, **self.compute_kwargs))
 
     def _entry(self, result: Any) -> Any:

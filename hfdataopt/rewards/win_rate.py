@@ -59,6 +59,12 @@ class WinRate:
 
             self._rewards = judge if isinstance(judge, RewardFunctions) else RewardFunctions(judge, who=name)
 
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What tells it from others (:mod:`hfdataopt.attribution.identity`)."""
+        judge = self._judge if self._pairwise else self._rewards
+        return self.baseline_column, judge, self.ties, self.both_orders, self.seed
+
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         baselines = needed_column(columns, self.baseline_column, self.__name__)
         rewards: list[float | None] = [None] * len(baselines)
