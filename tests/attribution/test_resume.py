@@ -296,13 +296,14 @@ def test_a_resumed_training_has_the_same_policy_gradients(tmp_path: Path, name: 
         return good_words(**keywords)
 
     asked: list[int] = []
-    stop = False
+    stop: list[bool] = []  # no constant of the reward's closure, which would make it another reward
     undisturbed = make(reward)
     policy_trainer(tmp_path / "a", undisturbed, num_train_epochs=3).train()
-    stop = True
+    stop.append(True)
     with pytest.raises(KeyboardInterrupt):
         policy_trainer(tmp_path / "b", make(reward), *([Crash()] if name == "less" else []), num_train_epochs=3).train()
-    stop, asked = False, []
+    asked = []
+    stop.clear()
     resumed = make(reward)
     sampled = len(list((tmp_path / "b").rglob("completions-*.jsonl")))
     policy_trainer(tmp_path / "b", resumed, num_train_epochs=3).train(resume_from_checkpoint=True)
