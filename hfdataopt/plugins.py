@@ -36,7 +36,7 @@ KINDS = {
 RESERVED = {
     "scorer": {
         *("model", "pool", "queries", "scorer", "checkpoints", "processing_class", "data_collator"),
-        *("batch_size", "output_dir", "trainer", "when"),
+        *("batch_size", "output_dir", "trainer", "when", "query_group", "aggregate"),
     }
 }
 BASES = {"scorer": "hfdataopt.attribution.scorer:Scorer"}  # what a component of that kind must inherit from
