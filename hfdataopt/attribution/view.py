@@ -151,8 +151,9 @@ class View(Reader):
     ) -> torch.Tensor:
         """Inner products of pool and query vectors ``[rows, queries]`` float64; exact ones when ``basis="exact"``.
 
-        With ``normalize`` cosines; a vector of norm 0 has none. Rows and columns skipped for a non-finite gradient, and
-        those without a cosine, are NaN. ``precondition`` and ``samples``: see :meth:`gradients`.
+        With ``normalize`` cosines; a vector of norm 0 has none. NaN are rows and columns skipped for a non-finite gradient,
+        those without a cosine, and preconditioned rows without labelled tokens. ``precondition`` and ``samples``: see
+        :meth:`gradients`.
         """
         if options.get("basis") == "exact" and precondition is None and samples is None:
             products = self._exact_products(of, target, options)
@@ -167,23 +168,36 @@ class View(Reader):
             queries = queries / queries.norm(dim=1, keepdim=True)
         if options.get("basis") == "exact":
             return self._streamed_products(queries, normalize, shared)
-        return torch.cat([_products(block, queries, normalize) for block in self.gradients("pool", **shared).blocks()])
+        pool = self.gradients("pool", **shared)
+        products = torch.cat([_products(block, queries, normalize) for block in pool.blocks()])
+        return self._without_unlabelled(products, pool.loss_sum, pool.tokens, precondition)
+
+    def _without_unlabelled(
+        self, products: torch.Tensor, loss_sum: torch.Tensor, tokens: torch.Tensor, precondition: Any
+    ) -> torch.Tensor:
+        """NaN for rows without labelled tokens where gradients are preconditioned: what is left is the same momentum in all."""
+        if precondition is None:
+            return products
+        skipped = ~torch.isfinite(loss_sum).all(1)  # said before
+        labelled = self.labelled_rows("pool", tokens.masked_fill(skipped, 1))
+        return products.masked_fill(~labelled[:, None], float("nan"))
 
     def _streamed_products(self, queries: torch.Tensor, normalize: bool, shared: dict[str, Any]) -> torch.Tensor:
         """Products of whole pool gradients with query vectors ``[queries, d]``; the gradients themselves are not kept."""
         dtype, layers = self._engine_dtype(shared.get("dtype")), shared.get("layers")
         vectors = self._vectors(shared["of"], shared["precondition"], shared["samples"])
         pool, basis = vectors["pool"], Basis.exact(find_blocks(self.model, layers))
-        names, on_nonfinite = ("values", "loss_sum"), shared.get("on_nonfinite", "error")
+        names, on_nonfinite = ("values", "loss_sum", "tokens"), shared.get("on_nonfinite", "error")
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
-            products, losses = [], []
+            parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
             for start in range(0, len(positions), self.batch_size):
                 part = positions[start : start + self.batch_size]
                 arrays = pool.features(basis, part, layers, dtype, on_nonfinite)
-                products.append(_products(arrays["features"].double().flatten(1), queries, normalize))
-                losses.append(arrays["loss_sum"])
-            return {"values": torch.cat(products), "loss_sum": torch.cat(losses)}
+                arrays["values"] = _products(arrays["features"].double().flatten(1), queries, normalize)
+                for name in names:
+                    parts[name].append(arrays[name])
+            return {name: torch.cat(found) for name, found in parts.items()}
 
         manifest = {
             "kind": "products",
@@ -196,8 +210,9 @@ class View(Reader):
             **pool.key,
         }
         arrays = self.sharded("pool", f"products-{shared['target']}", manifest, shard, names)
-        self.finite_rows("pool", as_tensor(arrays["loss_sum"]), "the gradient", on_nonfinite)
-        return as_tensor(arrays["values"])
+        products, loss_sum, tokens = (as_tensor(arrays[name]) for name in names)
+        self.finite_rows("pool", loss_sum, "the gradient", on_nonfinite)
+        return self._without_unlabelled(products, loss_sum, tokens, shared["precondition"])
 
     def _exact_products(self, of: Any, target: str, options: dict[str, Any]) -> torch.Tensor:
         """Inner products from the factors of the gradients, none of which is made."""

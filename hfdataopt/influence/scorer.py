@@ -14,7 +14,7 @@ from hfdataopt.attribution.scorer import GradientScorer, Result
 from hfdataopt.attribution.view import GradientFeatures, View
 from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.files import write_whole
-from hfdataopt.gradients import Basis, find_blocks, gradient_norms, take_rows
+from hfdataopt.gradients import Basis, find_blocks, gradient_norms, name_rows, take_rows
 from hfdataopt.gradients.batches import nonfinite_error
 from hfdataopt.influence.features import (
     Features,
@@ -205,14 +205,12 @@ class InfluenceScorer(GradientScorer):
         finite = residuals[torch.isfinite(residuals)]
         worst = float(finite.max()) if len(finite) else float("nan")
         if self.solver == "cg":
-            late = [
-                view.rows("queries").ids[place] if self.per_query else "the mean query"
-                for place in (finite > self.setting("tolerance")).nonzero().flatten().tolist()
-            ]
+            late = (residuals > self.setting("tolerance")).nonzero().flatten().tolist()
             if late:
+                named = f": {name_rows([view.rows('queries').ids[place] for place in late])}" if self.per_query else ""
                 view.say(
                     f"{len(late)} of {len(right)} systems did not reach tolerance={self.setting('tolerance')} in "
-                    f"{self.setting('iterations')} iterations (worst residual {worst:.2g}); raise iterations or damping"
+                    f"{self.setting('iterations')} iterations (worst residual {worst:.2g}); raise iterations or damping{named}"
                 )
         elif not worst < 0.1:
             view.say(

@@ -118,6 +118,12 @@ class RewardFunctions:
         """What tells it from others (:mod:`hfdataopt.attribution.identity`)."""
         return self._given, self._weights.tolist()
 
+    def load(self) -> None:
+        """Load the reward models that were given by id, which the first call does otherwise; ``OptionError`` where one cannot be."""
+        for function in self._functions:
+            if isinstance(function, RewardModel):
+                function.load()
+
     def __call__(
         self,
         prompts: Sequence[Any],

@@ -38,8 +38,7 @@ class RewardModel:
                 )
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], row_ids: Sequence[RowId]) -> list[float]:
-        if not self._ready:
-            self._load()
+        self.load()
         encoded = [
             self._encode(prompt, completion, row)
             for prompt, completion, row in zip(prompts, completions, row_ids, strict=True)
@@ -98,7 +97,10 @@ class RewardModel:
             )
         return self._tokenizer.apply_chat_template(prompt + completion, tokenize=False)
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Load model and tokenizer where that was not done."""
+        if self._ready:
+            return
         if not isinstance(self._model, torch.nn.Module):
             self._model = self._pretrained(os.fspath(self._model))
         if self._tokenizer is None:

@@ -148,11 +148,12 @@ def test_rewards_get_the_state_of_the_training(tmp_path: Path) -> None:
         ),
         ({"reward_weights": [1.0, 2.0]}, r"nice: reward_weights="),
         ({"keep": "hard-rejection"}, r"nice: keep='hard-rejection' compares with a reference answer"),
+        ({"reward_funcs": "/nowhere/judge"}, r"nice: reward model 'judge' cannot be loaded"),
     ],
 )
 def test_what_cannot_work_stops_before_training(tmp_path: Path, options: Any, message: str) -> None:
-    queries, given = prompts(4, 3).remove_columns("completion"), {**SHORT, **options}
-    run = trainer(tmp_path, AttributionCallback("nice", queries=queries, reward_funcs=good_words, **given))
+    queries, given = prompts(4, 3).remove_columns("completion"), {"reward_funcs": good_words, **SHORT, **options}
+    run = trainer(tmp_path, AttributionCallback("nice", queries=queries, **given))
     with pytest.raises(HfDataOptError, match=message):
         run.train()
     assert run.state.global_step == 0

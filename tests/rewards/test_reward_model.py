@@ -175,3 +175,9 @@ def test_a_model_that_gives_nan_names_the_row():
         model.transformer.wpe.weight[6] = torch.nan
     with pytest.raises(DataError, match="'GPT2ForSequenceClassification' returned nan for row 'b'"):
         rewards(model, ["the", "the film was fine and it was", "it", "was"], [""] * 4, batch_size=1)
+
+
+def test_an_id_that_is_none_can_be_found_before_the_first_call(tmp_path):
+    functions = RewardFunctions(str(tmp_path / "nothing"))
+    with pytest.raises(OptionError, match="reward model 'nothing' cannot be loaded"):
+        functions.load()

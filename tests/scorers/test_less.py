@@ -178,8 +178,8 @@ def test_memory_that_does_not_suffice_changes_nothing(trained: Any, queries: Any
 
 
 @pytest.mark.parametrize("basis", ["exact", "eigen"])
-def test_rows_and_queries_without_a_label(trained: Any, queries: Any, basis: str) -> None:
-    """A row without labels still moves as the momentum does; a query without them points nowhere."""
+def test_rows_and_queries_without_a_label(trained: Any, queries: Any, basis: str, capsys: Any) -> None:
+    """All that Adam makes of a row without labels is its momentum, which is no score; a query without them points nowhere."""
     folder, _, pool, _ = trained
 
     def without(dataset: Any, place: int) -> Any:
@@ -191,8 +191,10 @@ def test_rows_and_queries_without_a_label(trained: Any, queries: Any, basis: str
 
     options: dict[str, Any] = {"checkpoints": [folder / "checkpoint-6"], "basis": basis, "floats_per_row": 1024}
     scores = attribute(speaker(), without(pool, 2), without(queries, 1), "less", **options)
+    assert "less: 1 row(s) of the pool have no labelled tokens and get no score: 2" in capsys.readouterr().err
     assert np.isnan(scores.matrix[:, 1]).all()
-    assert np.isfinite(np.delete(scores.matrix, 1, axis=1)).all()
+    assert np.isnan(scores.matrix[2]).all()
+    assert np.isfinite(np.delete(np.delete(scores.matrix, 1, axis=1), 2, axis=0)).all()
     plain = attribute(speaker(), without(pool, 2), queries, "tracin", normalize=True, **options)
     assert np.isnan(plain.matrix[2]).all()
     assert np.isfinite(np.delete(plain.matrix, 2, axis=0)).all()

@@ -270,7 +270,8 @@ def test_the_key_is_sent_and_never_written(
     assert SECRET not in repr(get_scorer("nice-amc", reward_funcs=one, **served(server)))
     # a key that was renewed is no other run
     server.bodies.clear()
-    again = run(model, pool, queries, good_words, output_dir=tmp_path, **served(server, api_key="another"))
+    changed = served(server, api_key="another", timeout=9.0)  # nor is one that waits for longer
+    again = run(model, pool, queries, good_words, output_dir=tmp_path, **changed)
     assert server.bodies == []
     np.testing.assert_array_equal(again.values, scores.values)
 
@@ -287,11 +288,21 @@ def test_the_key_is_sent_and_never_written(
         ({"stronger": 7}, r"nice-amc: stronger=7 is neither a causal"),
         ({"stronger": "m", "endpoint": "nowhere"}, r"base_url must be a URL"),
         ({"column": "completion", "baseline": "leave-one-out", "samples": 1}, r"nice-amc: baseline='leave-one-out'"),
+        ({"column": "completion", "temperature": 0.5}, r"nice-amc: temperature has no use with column="),
+        ({"stronger": "m", "endpoint": "http://x/v1", "top_k": 5}, r"nice-amc: top_k has no use with endpoint="),
+        ({"stronger": "m", "timeout": 5.0}, r"nice-amc: timeout has no use with a local model"),
     ],
 )
 def test_sources_that_cannot_be(model: Any, pool: Any, queries: Any, options: Any, message: str) -> None:
     with pytest.raises((OptionError, DataError), match=message):
         run(model, pool, queries, good_words, **options)
+
+
+def test_the_authors_settings_as_far_as_the_source_has_them() -> None:
+    served: Any = get_scorer("nice-amc", reward_funcs=one, stronger="m", endpoint="http://x/v1", preset="paper")
+    assert (served.samples, served.top_p, served.top_k, served.eos) == (20, 0.95, 0, False)
+    column: Any = get_scorer("nice-amc", reward_funcs=one, column="completion", preset="paper")
+    assert (column.samples, column.top_p, column.precondition) == (16, 1.0, "less")
 
 
 def test_declares_its_defaults() -> None:

@@ -42,6 +42,10 @@ PAPER = {
     "precondition": "less",
     "normalize": True,
 }
+# Options that a source of completions does not read.
+LOCAL_ONLY = ["top_k", "generation_batch_size", "stronger_processing_class"]
+REMOTE_ONLY = ["api_key", "timeout"]
+SAMPLING = ["samples", "max_new_tokens", "temperature", "top_p", "stop"]
 REFERENCE = "completion"  # the column of reference answers
 
 
@@ -78,7 +82,7 @@ class PolicyOptions:
     keep: Literal["all", "rejection", "hard-rejection", "top-k"] = field(default="all", kw_only=True)
     keep_best: int = field(default=10, kw_only=True)
     eos: bool = field(default=True, kw_only=True)
-    generation_batch_size: int | None = field(default=None, kw_only=True)
+    generation_batch_size: int | None = field(default=None, kw_only=True, metadata={"changes_scores": False})
 
     name: ClassVar[str]
     live: ClassVar[bool] = True  # completions come from the model under study
@@ -108,7 +112,7 @@ class PolicyOptions:
 
     def check_prompts(self, view: View) -> None:
         """Raise before training where the rewards, a prompt or the generator cannot work."""
-        self.reward_functions(view.batch_size)
+        self.reward_functions(view).load()
         ids: list[Any] = list(view.rows("queries").ids)
         for prompt, row in zip(query_prompts(view), ids, strict=True):
             prompt_ids(prompt, view.processing_class, self.name, row)
@@ -122,15 +126,18 @@ class PolicyOptions:
         if self.keep == "hard-rejection":
             self._references(view)
 
-    def reward_functions(self, batch_size: int) -> RewardFunctions:
-        return RewardFunctions(
-            self.reward_funcs,
-            reward_weights=self.reward_weights,
-            reward_processing_classes=self.reward_processing_classes,
-            reward_formatting_funcs=self.reward_formatting_funcs,
-            who=self.name,
-            batch_size=batch_size,
-        )
+    def reward_functions(self, view: View) -> RewardFunctions:
+        """The rewards, made once for all moments of a run."""
+        if "rewards" not in view.shared:
+            view.shared["rewards"] = RewardFunctions(
+                self.reward_funcs,
+                reward_weights=self.reward_weights,
+                reward_processing_classes=self.reward_processing_classes,
+                reward_formatting_funcs=self.reward_formatting_funcs,
+                who=self.name,
+                batch_size=view.batch_size,
+            )
+        return view.shared["rewards"]
 
     def generator(self, view: View) -> Generator | ColumnGenerator:
         """Where the completions come from: the model itself."""
@@ -169,7 +176,7 @@ class PolicyOptions:
             [completion_ids(completion, prompt, tokenizer, self.eos, row) for completion in of_query]
             for of_query, prompt, row in zip(completions, prompts, ids, strict=True)
         ]
-        functions = self.reward_functions(view.batch_size)
+        functions = self.reward_functions(view)
         described = {"weights": self.reward_weights, "formatting": repr(type(self.reward_formatting_funcs))}
         rewards = reward_completions(view, functions, completions, tokens, described=described, live=self.live)
         kept = self._kept(view, rewards, functions)
@@ -342,9 +349,13 @@ class NICE(PolicyOptions, AdamScorer):
 
     def __post_init__(self) -> None:
         if self.preset == "paper":
-            apply_preset(self, "paper", PAPER)
+            apply_preset(self, "paper", {name: x for name, x in PAPER.items() if name not in self.unused()})
         super().__post_init__()
         self.check_policy()
+
+    def unused(self) -> list[str]:
+        """Options that nothing reads beside others that were given."""
+        return []
 
     def check(self, view: View) -> None:
         super().check(view)
@@ -372,7 +383,7 @@ class NICEAMC(NICE):
     variance: by default there is none, and rewards should be 0 for a completion that should not count.
 
     Args:
-        column: a column of the queries with one completion or several; ``samples`` is then not used.
+        column: a column of the queries with one completion or several; nothing is then sampled.
         stronger: a causal LM or its id, run here; or with ``endpoint`` the name it is served under.
         endpoint: URL of an OpenAI-compatible server; ``"huggingface"`` for the Hugging Face inference API.
         stronger_processing_class: tokenizer of ``stronger``, where it is not found under its id.
@@ -389,10 +400,19 @@ class NICEAMC(NICE):
     endpoint: str | None = field(default=None, kw_only=True)
     stronger_processing_class: Any = field(default=None, kw_only=True)
     api_key: str | None = field(default=None, kw_only=True, repr=False)
-    timeout: float = field(default=60.0, kw_only=True)
+    timeout: float = field(default=60.0, kw_only=True, metadata={"changes_scores": False})
+
+    def unused(self) -> list[str]:
+        if self.column is not None:
+            return [*SAMPLING, *LOCAL_ONLY, *REMOTE_ONLY]
+        return LOCAL_ONLY if self.endpoint is not None else REMOTE_ONLY
 
     def check_policy(self) -> None:
         super().check_policy()
+        for option in self.unused():
+            if getattr(self, option) != type(self).__dataclass_fields__[option].default:
+                source = "column=" if self.column is not None else "endpoint=" if self.endpoint else "a local model"
+                raise OptionError(f"{self.name}: {option} has no use with {source}; leave it out")
         if (self.column is None) == (self.stronger is None):
             raise OptionError(
                 f"{self.name}: give column= (completions in the queries) or stronger= (a model, its id, or with endpoint= its name "
