@@ -62,6 +62,10 @@ def sample_completions(
         live: whether they come from the model as it is at this moment; others serve all moments of a run.
     """
     prompts, ids = query_prompts(view), view.rows("queries").ids
+    if live:
+        seed += (
+            view.moment.step << 32
+        )  # draws of their own at each moment, whose noise the sum over moments then averages
     described = {**generator.describe(), "n": n, "seed": seed, "queries": view.rows("queries").contents}
     if live:
         described["weights"] = view.weights

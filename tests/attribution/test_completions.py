@@ -19,11 +19,11 @@ from hfdataopt.attribution.moment import Moment
 from hfdataopt.attribution.rows import Rows, pad_batch
 from hfdataopt.attribution.run import ScoringRun
 from hfdataopt.errors import DataError, StoreError
-from hfdataopt.generation import Completion
+from hfdataopt.generation import Completion, LocalGenerator
 from hfdataopt.plugins import get_scorer
 from hfdataopt.rewards import RewardFunctions
 
-from ..policy import Recorder, good_words, prompts, speaker
+from ..policy import Recorder, good_words, prompts, reader, speaker
 from ..tiny import questions
 
 
@@ -117,6 +117,16 @@ def test_those_of_another_model_serve_all_moments(tmp_path: Path, queries: Any) 
             sample_completions(view(queries, tmp_path, speaker(step), step), generator, 2, seed=0, live=live)
             made.append(len(generator.made))
         assert made == expected
+
+
+def test_each_moment_draws_anew(queries: Any) -> None:
+    """Also where the weights have hardly moved: the noise of the moments is not the same."""
+    generator = LocalGenerator(speaker(), reader(), max_new_tokens=6)
+    first, second, again = (
+        texts(sample_completions(view(queries, None, step=step), generator, 4, seed=0, live=True)) for step in (0, 3, 3)
+    )
+    assert first != second
+    assert second == again
 
 
 def test_without_a_folder_they_are_kept_in_memory(queries: Any) -> None:
