@@ -368,6 +368,11 @@ def _read_groups(
         raise DataError(f"{scorer.name}: query_group={query_group!r} is no column of the queries; they have {columns}")
     groups: dict[Any, list[int]] = {}
     for position, value in enumerate(values):
+        if isinstance(value, list | dict):
+            raise DataError(
+                f"{scorer.name}: query_group={query_group!r} holds {value!r:.80} for query {queries.ids[position]!r}; a group is named "
+                "by a text or a number"
+            )
         groups.setdefault(value, []).append(position)
     return groups
 

@@ -91,6 +91,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("subsets", "seeds", "batch_size"):
         if getattr(arguments, name) < 1:
             raise OptionError(f"--{name} must be at least 1; got {getattr(arguments, name)}")
+    if arguments.lds and arguments.subsets < 3:
+        raise OptionError(f"--lds ranks models, at least 3 of them; got --subsets {arguments.subsets}")
     if arguments.seed < 0:
         raise OptionError(f"--seed must be at least 0; got {arguments.seed}")
 

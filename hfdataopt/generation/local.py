@@ -51,6 +51,7 @@ class LocalGenerator:
     stop: list[str] | None = field(default=None, kw_only=True)
     batch_size: int = field(default=16, kw_only=True)
     memory: MemoryLimit = field(default_factory=MemoryLimit, init=False, repr=False)
+    _told: bool = field(default=False, init=False, repr=False)  # that completions do not end
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -246,7 +247,8 @@ class LocalGenerator:
 
     def _tell_unfinished(self, made: list[Completion]) -> None:
         share = unfinished_share(made)
-        if share > UNFINISHED_TOLD:
+        if share > UNFINISHED_TOLD and not self._told:
+            self._told = True
             say(
                 f"{share:.0%} of {len(made)} completions did not end within max_new_tokens={self.max_new_tokens}; "
                 + ("the model has no end token" if not self._ends() else "give them more")

@@ -177,6 +177,11 @@ def test_groups_may_be_numbers() -> None:
             {"query_group": "task"},
             r"tracin: query_group='task' is no column of the queries; they have .*subtask",
         ),
+        (
+            "tracin",
+            {"query_group": "input_ids"},
+            r"tracin: query_group='input_ids' holds \[\d.* for query 0; a group is",
+        ),
         ("tracin", {"aggregate": "max"}, r"tracin: aggregate='max' is over groups of queries; give query_group= too"),
         (
             "tracin",

@@ -471,7 +471,11 @@ def test_too_few_tokens_to_ever_finish_is_said(model: Any, pool: Any, queries: A
         model.model.norm.weight.mul_(20)
     scores = run(model, pool, queries, good_words)
     assert facts(scores)["unfinished"] == 30
-    assert "100% of 30 completions did not end within max_new_tokens=6; give them more" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "100% of 30 completions did not end within max_new_tokens=6; give them more" in said
+    assert "; 30 did not end" in said
+    run(model, pool, prompts(20, seed=3), good_words)  # sampled in more than one part
+    assert capsys.readouterr().err.count("give them more") == 1
 
 
 def test_a_prompt_that_leaves_no_room(model: Any, pool: Any, queries: Any) -> None:

@@ -258,6 +258,7 @@ class PolicyOptions:
                 f"({spread.min():.3g} to {spread.max():.3g})"
             )
         for what, words in (
+            ("unfinished", "did not end"),
             ("empty", "are empty"),
             ("without_reward", "got no reward"),
         ):
