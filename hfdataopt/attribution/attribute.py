@@ -79,8 +79,9 @@ def attribute(
         identity=identity,
     )
     if checkpoints is None:
-        run.check(model)
+        run.check(model, [None])
         run.open()
+        run.prepare(model)
         run.observe(model, Moment(0))
         return run.finish()
     if isinstance(checkpoints, str | os.PathLike):
@@ -99,8 +100,6 @@ def attribute(
         previous = max((other for other in known if step is not None and other < step), default=0)
         rate = checkpoint.mean_learning_rate(previous) if weigh else 1.0
         moments.append(Moment(index if in_list_order or step is None else step, rate))
-    run.check(model)
-    run.open()  # finished moments are found by the hash of their weights
     if chosen.combine == "last":
         latest = max(range(len(found)), key=lambda i: moments[i].step)
         if len(found) > 1 and run.processes.is_main:
@@ -109,6 +108,9 @@ def attribute(
                 f"{chosen.name}: scores one checkpoint, {found[latest].path!r} ({order}); the other {len(found) - 1} are not used"
             )
         found, moments = [found[latest]], [moments[latest]]
+    run.check(model, found)
+    run.open()  # finished moments are found by the hash of their weights
+    run.prepare(model)
     for checkpoint, moment in zip(found, moments, strict=True):
         run.observe(load_weights(model, checkpoint), moment, checkpoint)
     return run.finish()

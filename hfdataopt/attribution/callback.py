@@ -108,8 +108,9 @@ class AttributionCallback(TrainerCallback):
             aggregate=self._aggregate,
             identity={"model": type(model).__name__},
         )
-        run.check(model, kwargs.get("optimizer"))
+        run.check(model, [kwargs.get("optimizer")])
         run.open(resumed_step=state.global_step)
+        run.prepare(model)
         self._run = run
         assert run.folder is not None
         self._rates = _LearningRates(run.folder, state.global_step, run.processes)

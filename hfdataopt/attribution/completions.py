@@ -141,6 +141,7 @@ def reward_completions(
     mine = missing[view.processes.index :: view.processes.count]
     bar = view.progress("rewards", len(mine))
 
+    metrics: dict[str, list[float]] = {}
     state = TrainerState(global_step=view.moment.step, epoch=view.moment.epoch or 0.0)
 
     def work() -> None:
@@ -155,6 +156,8 @@ def reward_completions(
                 row_ids=[ids[position] for position, _ in flat],
                 trainer_state=state,
             )
+            for metric, value in rewards.metrics.items():
+                metrics.setdefault(metric, []).append(value)
             table = np.column_stack([rewards.per_function, rewards.total])
             numbers = [[None if np.isnan(x) else float(x) for x in row] for row in table]
             start_of = 0
@@ -166,6 +169,8 @@ def reward_completions(
 
     view.processes.together(work)
     bar.close()
+    if metrics:  # what the functions logged, of this process's share
+        view.facts["reward_metrics"] = {name: float(np.mean(values)) for name, values in metrics.items()}
     if view.processes.count > 1:
         found = {line["query"]: line["rewards"] for line in lines.read()}
     return [

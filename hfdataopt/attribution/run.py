@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,10 +203,18 @@ class ScoringRun:
             shared=self.shared,
         )
 
-    def check(self, model: Any, optimizer: Any = None) -> None:
-        """Let the scorer raise what can be known before training."""
+    def check(self, model: Any, optimizers: Sequence[Any] = ()) -> None:
+        """Let the scorer raise what can be known before training, or before the first checkpoint is scored."""
         with untouched(model):
-            self.scorer.check(self.view(model, Moment(0), optimizer=optimizer))
+            self.scorer.check(self.view(model, Moment(0)))
+            for optimizer in optimizers:
+                self.scorer.check_optimizer(self.view(model, Moment(0), optimizer=optimizer))
+
+    def prepare(self, model: Any) -> None:
+        """Let the scorer do what needs no particular weights; kept in the run's folder."""
+        if self.folder is not None or self.processes.count == 1:
+            with untouched(model):
+                self.scorer.prepare(self.view(model, Moment(0), folder=self.folder))
 
     def observe(self, model: Any, moment: Moment, optimizer: Any = None) -> Result:
         """Score at this moment; a result already on disk for the same weights is taken instead."""
@@ -310,6 +318,8 @@ class ScoringRun:
         values = sum(w * r.values for w, (_, _, r) in zip(weights, results, strict=True))
         matrices = [result.matrix for _, _, result in results]
         matrix = None if any(x is None for x in matrices) else _sum_matrices(weights, matrices)
+        if matrix is not None and all(_is_mean(r.values, r.matrix) for _, _, r in results):
+            values = _over_groups(matrix, {None: list(range(matrix.shape[1]))}, "mean")
         if self.groups is not None:
             assert matrix is not None
             values, errors = _over_groups(matrix, self.groups, self.aggregate), [None]
@@ -386,6 +396,11 @@ def _sum_matrices(weights: list[float], matrices: list[np.ndarray]) -> np.ndarra
         scored |= has
     total[:, ~scored] = np.nan
     return total
+
+
+def _is_mean(values: np.ndarray, matrix: np.ndarray) -> bool:
+    """Whether ``values [rows]`` are the mean over the queries that have scores."""
+    return np.allclose(values, _over_groups(matrix, {None: list(range(matrix.shape[1]))}, "mean"), equal_nan=True)
 
 
 def _over_groups(matrix: np.ndarray, groups: dict[Any, list[int]], aggregate: str) -> np.ndarray:

@@ -109,6 +109,12 @@ class Scorer:
     def check(self, view: "View") -> None:
         """Raise before training starts whatever can be known by then: labels, layers, options that do not fit."""
 
+    def check_optimizer(self, view: "View") -> None:
+        """Raise before anything is scored where ``view.optimizer``, live or a checkpoint's, cannot be what is needed."""
+
+    def prepare(self, view: "View") -> None:
+        """Called once before the first moment, with the run's folder: what needs no particular weights can be made now."""
+
     def score(self, view: "View") -> Any:
         """Scores of all pool rows at one moment: ``[rows]``, ``[rows, queries]`` or a :class:`Result`."""
         raise NotImplementedError(f"{type(self).__name__} must implement score(view)")

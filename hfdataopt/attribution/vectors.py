@@ -76,30 +76,30 @@ class Vectors:
         A row without any example, a query none of whose samples weighs, has the vector 0.
         """
         where = {position: index for index, position in enumerate(positions)}
-        parts = list(
-            per_example_gradients(
-                self.view.model,
-                self.batches(positions),
-                of=self.of,
-                basis=basis,
-                layers=layers,
-                precondition=self.precondition,
-                dtype=dtype,
-                on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
-                custom_loss=reader.custom_loss,
-                memory=self.view.memory,
-            )
-        )
-        columns = 1 + max((part.column for part in parts), default=0)
-        features = torch.zeros(len(positions), columns, basis.size)
-        loss_sum = torch.zeros(len(positions), columns)
+        features, loss_sum = [torch.zeros(len(positions), basis.size)], [torch.zeros(len(positions))]  # by column
         tokens = torch.zeros(len(positions), dtype=torch.long)
-        for part in parts:
+        for part in per_example_gradients(
+            self.view.model,
+            self.batches(positions),
+            of=self.of,
+            basis=basis,
+            layers=layers,
+            precondition=self.precondition,
+            dtype=dtype,
+            on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
+            custom_loss=reader.custom_loss,
+            memory=self.view.memory,
+        ):
+            if part.column == len(features):
+                features.append(torch.zeros(len(positions), basis.size))
+                loss_sum.append(torch.zeros(len(positions)))
             index = torch.tensor([where[self.owner(row)] for row in part.row_ids], dtype=torch.long)
-            features[:, part.column].index_add_(0, index, part.features)
-            loss_sum[:, part.column].index_add_(0, index, self.weights(part.row_ids) * part.loss_sum)
+            features[part.column].index_add_(0, index, part.features)
+            loss_sum[part.column].index_add_(0, index, self.weights(part.row_ids) * part.loss_sum)
             if part.column == 0:
                 tokens.index_add_(0, index, part.tokens.long())
             for row in part.skipped:
-                features[where[self.owner(row)]] = loss_sum[where[self.owner(row)]] = float("nan")
-        return {"features": features, "loss_sum": loss_sum, "tokens": tokens}
+                for column in (*features, *loss_sum):
+                    column[where[self.owner(row)]] = float("nan")
+        joined = [torch.stack(x, 1) if len(x) > 1 else x[0].unsqueeze(1) for x in (features, loss_sum)]
+        return {"features": joined[0], "loss_sum": joined[1], "tokens": tokens}

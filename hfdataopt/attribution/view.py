@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BASIS_ROWS = 128  # of the pool, and as many of the queries
 PRECISION_ROWS = 32  # of the pool, on which half precision is compared with float32
+WHOLE_GRADIENTS = 16 * 2**30  # bytes of whole query gradients held at once, at most
 SHARE_ROWS = 32  # of each side, on which the kept share of the gradient norm is measured
 
 
@@ -70,6 +71,16 @@ class View(Reader):
         super().__init__(*arguments, **named)
         self.half_precision = {} if half_precision is None else half_precision
         self._bases: dict[str, Basis] = {}
+
+    def check_whole_gradients(self, layers: Any) -> None:
+        """Raise where the whole gradients of all queries, held in float32 and float64, are more than memory should hold."""
+        size, queries = sum(block.size for block in find_blocks(self.model, layers)), len(self.rows("queries"))
+        needed = 12 * size * queries
+        if needed > WHOLE_GRADIENTS:
+            raise OptionError(
+                f"{self.name}: basis='exact' keeps {queries} query vectors of {size:,} entries, {needed / 2**30:.1f} GiB (at most "
+                f"{WHOLE_GRADIENTS / 2**30:.0f}); take basis='eigen', fewer layers (layers='last:2', or LoRA) or fewer queries"
+            )
 
     def check_gradients(self, layers: Any, floats_per_row: int | None = None) -> None:
         """Raise what can be known before training: no layer selected, fewer floats than layers, reentrant checkpointing."""

@@ -5,7 +5,7 @@ Two forms, of a gradient ``g`` with the moments ``m``, ``v`` and the step count 
 - ``less`` (Xia et al. 2024, arXiv 2402.04333, as its authors compute it): ``m' / sqrt(v' + eps)`` with
   ``m' = b1 m + (1 - b1) g`` and ``v' = b2 v + (1 - b2) g^2``; no bias correction, eps inside the root. The authors fix
   b1 = 0.9, b2 = 0.999, eps = 1e-8; here they are the optimizer's own.
-- ``adamw``: the step of torch's AdamW on ``g`` without weight decay and learning rate,
+- ``adamw``: the step of torch's AdamW (or Adam, whose coupled decay is left out too) on ``g`` without weight decay and learning rate,
   ``(m' / (1 - b1^(t+1))) / (sqrt(v' / (1 - b2^(t+1))) + eps)``, eps outside.
 
 The result points up the loss: the weights would move against it. Its inner product with a query's plain gradient is

@@ -351,9 +351,10 @@ def _import(name: str, who: str) -> Any:
     sys.path.insert(0, here)
     try:
         return operator.attrgetter(attribute)(importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module's own code runs, and may raise anything
         raise OptionError(
-            f"{who}: the reward {name!r} cannot be imported from {here!r} or an installed package: {error}"
+            f"{who}: the reward {name!r} cannot be imported from {here!r} or an installed package: "
+            f"{type(error).__name__}: {error}"
         ) from error
     finally:
         sys.path.remove(here)

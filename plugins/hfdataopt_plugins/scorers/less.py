@@ -6,13 +6,14 @@ averaged over tokens. The moments come from the live optimizer, or from the ``op
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hfdataopt.attribution.checkpoint import Checkpoint
 from hfdataopt.attribution.scorer import GradientScorer, Result
 from hfdataopt.attribution.vectors import mean_loss
 from hfdataopt.attribution.view import View
-from hfdataopt.errors import HfDataOptError
+from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients import AdamForm, AdamMoments, AdamStep
 from hfdataopt.hookspecs import hookimpl
 
@@ -33,9 +34,19 @@ class AdamScorer(GradientScorer):
 
     def check(self, view: View) -> None:
         super().check(view)
+        if self.basis == "exact" and (self.precondition != "none" or self.query_form == "prompts"):
+            view.check_whole_gradients(self.layers)
+
+    def check_optimizer(self, view: View) -> None:
         live = view.optimizer is not None and not isinstance(view.optimizer, Checkpoint)
-        if live and self.precondition in ("less", "adamw"):
-            AdamMoments.check(view.optimizer, self.name)
+        if self.precondition in ("less", "adamw"):
+            AdamMoments.check(view.optimizer, self.name) if live else self._moments(view)
+
+    def _moments(self, view: View) -> AdamMoments:
+        source = view.optimizer
+        if isinstance(source, Checkpoint):
+            source = source.optimizer or source.path
+        return AdamMoments.of(source, view.model, layers=self.layers, who=self.name)
 
     def adam_step(self, view: View) -> AdamStep | None:
         """The preconditioner at this moment, or None.
@@ -45,24 +56,38 @@ class AdamScorer(GradientScorer):
         """
         if self.precondition == "none":
             return None
-        source = view.optimizer
-        if isinstance(source, Checkpoint):
-            source = source.optimizer or source.path
         form: AdamForm = "adamw" if self.precondition == "adamw" else "less"
-        try:
-            step = AdamMoments.of(source, view.model, layers=self.layers, who=self.name).precondition(form)
-        except HfDataOptError as error:
-            if self.precondition != "auto":
-                raise
-            view.say(f"training gradients are taken plain, without Adam's moments ({error})")
+        why = self._without_moments(view) if self.precondition == "auto" else None
+        if self.precondition == "auto" and view.shared.setdefault("with moments", why is None) != (why is None):
+            raise DataError(
+                f"{self.name}: precondition='auto', but only some of the moments have Adam's moments ({why or 'this one has'}), and their "
+                "scores cannot be added up; give every checkpoint its optimizer.pt, or precondition='none'"
+            )
+        if why is not None:
+            view.say(f"training gradients are taken plain, without Adam's moments ({why})")
             view.facts["precondition"] = "none"
             return None
+        step = self._moments(view).precondition(form)
         if self.precondition == "auto":
             view.say(
                 f"training gradients are preconditioned by Adam's moments after {step.moments.step} steps (form {form!r})"
             )
         view.facts["precondition"] = form
         return step
+
+    def _without_moments(self, view: View) -> str | None:
+        """Why there are no moments of Adam to be used, or None where there are. A broken file is no such reason."""
+        source = view.optimizer
+        if source is None:
+            return "there is no optimizer"
+        if isinstance(source, Checkpoint):
+            there = source.optimizer is not None or (Path(source.path) / "optimizer.pt").is_file()
+            return None if there else f"{source.path!r} has no optimizer.pt"
+        try:
+            AdamMoments.check(source, self.name)
+        except OptionError as error:
+            return str(error)
+        return None
 
 
 @dataclass

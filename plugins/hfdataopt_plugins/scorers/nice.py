@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from hfdataopt.attribution.completions import query_columns, query_prompts, reward_completions, sample_completions
+from hfdataopt.attribution.identity import fingerprint
 from hfdataopt.attribution.samples import Sample, Samples
 from hfdataopt.attribution.scorer import Result
 from hfdataopt.attribution.vectors import mean_loss
@@ -46,6 +47,7 @@ PAPER = {
 LOCAL_ONLY = ["top_k", "generation_batch_size", "stronger_processing_class"]
 REMOTE_ONLY = ["api_key", "timeout"]
 SAMPLING = ["samples", "max_new_tokens", "temperature", "top_p", "stop"]
+SHOWN = 64  # queries whose variance is printed
 REFERENCE = "completion"  # the column of reference answers
 
 
@@ -177,7 +179,7 @@ class PolicyOptions:
             for of_query, prompt, row in zip(completions, prompts, ids, strict=True)
         ]
         functions = self.reward_functions(view)
-        described = {"weights": self.reward_weights, "formatting": repr(type(self.reward_formatting_funcs))}
+        described = {"weights": self.reward_weights, "formatting": fingerprint(self.reward_formatting_funcs)}
         rewards = reward_completions(view, functions, completions, tokens, described=described, live=self.live)
         kept = self._kept(view, rewards, functions)
         weights = [
@@ -238,7 +240,8 @@ class PolicyOptions:
         everything = [completion for of_query in completions for completion in of_query]
         total = np.concatenate(rewards)
         variances = np.array([np.nanvar(row) if np.isfinite(row).any() else np.nan for row in rewards])
-        silent = [view.rows("queries").ids[i] for i, row in enumerate(weights) if not (row != 0).any()]
+        ids = view.rows("queries").ids
+        silent = [ids[i] for i, row in enumerate(weights) if not (row != 0).any()]
         facts = {
             "completions": len(everything),
             "unfinished": sum(not completion.finished for completion in everything),
@@ -270,6 +273,10 @@ class PolicyOptions:
                 + " ..." * (len(silent) > 5)
             )
         view.say(line)
+        if len(spread):
+            shown = [f"{row!r}: {x:.3g}" for row, x in zip(ids, variances, strict=True)]
+            more = f" ... ({len(shown)} in the metadata)" if len(shown) > SHOWN else ""
+            view.say(f"variance of the reward by query: {', '.join(shown[:SHOWN])}{more}")
 
 
 def policy_weights(
@@ -448,6 +455,10 @@ class NICEAMC(NICE):
             batch_size=self.generation_batch_size or 4 * view.batch_size,
             **sampling,
         )
+
+    def prepare(self, view: View) -> None:
+        """Completions do not depend on the weights: an endpoint that fails does so before training, not after an epoch."""
+        self.completions(view, self.seed)
 
     def _stronger(self, view: View) -> tuple[Any, Any]:
         """Model and tokenizer, loaded once and put on the device of the model under study."""
