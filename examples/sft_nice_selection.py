@@ -10,7 +10,7 @@
 
 Offline, the reward asks whether a review's conclusion agrees with its judgement. 10 % of the pool's rows show that, 40 % the
 opposite, the rest and all reference answers are small talk: LESS, which follows the references, cannot find what is wanted.
-With --dataset (columns prompt and completion) the reward is the token F1 with the completion: put your own in `reward`.
+With --dataset (columns prompt and completion) the reward is the token F1 with the completion: put your own there.
 """
 
 import argparse
@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         reward: Callable[..., list[Any]] = agreement_reward
     else:
         everything = load(options.dataset).shuffle(seed=0)
+        if len(everything) < options.queries + options.test + 100:
+            raise SystemExit(
+                f"--dataset has {len(everything)} rows: too few beside {options.queries} + {options.test} prompts"
+            )
         everything = everything.add_column("reference", everything["completion"][:])
         others = everything.select(range(options.queries + options.test))
         pool = everything.select(range(len(others), min(len(everything), len(others) + options.pool)))
@@ -98,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
 
     base = AutoModelForCausalLM.from_pretrained(options.model, dtype="float32")
+    base.to("cuda" if torch.cuda.is_available() else "cpu")
     rewards = {"no fine-tuning": [mean_rewards(base, tokenizer, test, reward, options)] * options.seeds}
     for seed in range(options.seeds):
         choices["5 % at random"] = pool.shuffle(seed=100 + seed).select(range(len(choices["5 % by NICE"])))
@@ -160,13 +165,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=200, help="prompts to compare on")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each choice")
     parser.add_argument("--steps", type=int, default=40, help="of each of these trainings")
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--learning_rate", type=float, help="default: 1e-3 for the tiny model, else 2e-5")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_new_tokens", type=int, default=16)
     parser.add_argument("--smoke", action="store_true", help="some seconds: does it run?")
     options = parser.parse_args(argv)
     if bool(options.model) != bool(options.dataset):
         parser.error("--model and --dataset go together")
+    options.learning_rate = options.learning_rate or (2e-5 if options.model else 1e-3)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
