@@ -52,8 +52,9 @@ SEEDS = {"development": range(1000, 1005), "reported": range(5)}
 NEW_TOKENS, BATCH = 40, 64
 CURVE, CURVE_SEEDS = (1, 2, 4, 8, 16, 32), 3
 SHARE, TRAINING_SEEDS, FRESH = 0.05, 5, 16  # of the rows; FRESH answers to each held-out prompt
-EPOCHS, RATE, ROWS_PER_STEP = 10, 1e-3, 4
+EPOCHS, RATE, ROWS_PER_STEP = 2, 1e-4, 4
 WARM_UP_RATE = 1e-4
+STRONGER_EPOCHS, STRONGER_RATE = 2, 3e-4
 
 
 class Document:
@@ -143,7 +144,7 @@ class Setting:
             learning_rate=WARM_UP_RATE,
             lr_scheduler_type="constant",
             per_device_train_batch_size=16,
-            logging_steps=1,
+            logging_strategy="no",
             save_strategy="epoch",
             report_to=[],
             disable_tqdm=True,
@@ -154,14 +155,16 @@ class Setting:
         trainer = transformers.Trainer(
             copy.deepcopy(self.model), arguments, train_dataset=self.rows, data_collator=collator
         )
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-        return Checkpoint.of(next(Path(folder).glob("checkpoint-*")))
+        (found,) = Path(folder).glob("checkpoint-*")
+        return Checkpoint(str(found), learning_rate=WARM_UP_RATE)
 
     @functools.cached_property
     def stronger(self) -> Any:
         """The model trained on completions of its own that have a reward: the stronger source of nice-amc."""
         rows = rewarded_rows(self.model, self.tokenizer, self.seed)
-        return train(self.model, *rows, seed=self.seed, epochs=3)
+        return train(self.model, *rows, seed=self.seed, epochs=STRONGER_EPOCHS, rate=STRONGER_RATE)
 
 
 # -- methods: name in the table -> scores of the rows
@@ -215,11 +218,17 @@ def word_contrast(rows: list[list[str]], answers: list[tuple[list[int], list[str
 
 
 def train(
-    model: Any, prompts: Sequence[list[int]], completions: Sequence[list[int]], *, seed: int, epochs: int = EPOCHS
+    model: Any,
+    prompts: Sequence[list[int]],
+    completions: Sequence[list[int]],
+    *,
+    seed: int,
+    epochs: int = EPOCHS,
+    rate: float = RATE,
 ) -> Any:
     """A copy of the model trained with AdamW on completions, their loss averaged over tokens."""
     model = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     order = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for chosen in torch.randperm(len(prompts), generator=order).split(ROWS_PER_STEP):
