@@ -282,8 +282,9 @@ def run_methods(it: Setting, document: Document) -> Iterator[dict[str, Any]]:
         }
 
 
-def prepare(it: Setting, name: str) -> None:
+def prepare(it: Setting, name: str = "") -> None:
     """Make what several methods share, so that its time is nobody's."""
+    it.pool  # noqa: B018
     if "warm-up" in name or name.startswith("less"):
         it.warm  # noqa: B018
     if name.startswith("nice-amc"):
@@ -301,6 +302,7 @@ def run_curve(it: Setting, document: Document) -> Iterator[dict[str, Any]]:
         if document.find("curve", it.seed, str(count)):
             continue
         baseline = "none" if count == 1 else "leave-one-out"
+        prepare(it)
         started = time.process_time()
         scores = [
             it.score("nice", samples=count, baseline=baseline, seed=100 * it.seed + draw) for draw in range(CURVE_SEEDS)
@@ -326,6 +328,7 @@ def run_selection(it: Setting, document: Document) -> Iterator[dict[str, Any]]:
     for name in ("before training", *SELECTIONS, "planted", "random", "full"):
         if document.find("selection", it.seed, name):
             continue
+        prepare(it)
         started, rewards = time.process_time(), []
         for seed in range(TRAINING_SEEDS):
             rng = np.random.default_rng([it.seed, seed])
