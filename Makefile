@@ -7,10 +7,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 TORCH_INDEX ?=
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo test test-slow test-install lint format bench clean
+.PHONY: demo examples test test-slow test-install lint format bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/hfdataopt demo
+
+examples: $(VENV)/.demo-installed
+	$(BIN)/python examples/find_label_errors.py
+	$(BIN)/python examples/reward_model_nice.py
+	$(BIN)/python examples/sft_nice_selection.py
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, rows in parts.items():
             kinds = [pool[row]["kind"] for row in rows]
             shares = {kind: kinds.count(kind) / len(kinds) for kind in ("agrees", "disagrees", "small talk")}
-            print(f"  {name:<12}" + "".join(f"{kind} {share:>4.0%}   " for kind, share in shares.items()))
+            print(f"  {name:<11}" + "".join(f"   {kind} {share:>4.0%}" for kind, share in shares.items()))
 
 
 def show_variance(scores: Any, queries: Any) -> None:

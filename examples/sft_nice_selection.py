@@ -146,7 +146,7 @@ def report(rewards: dict[str, list[list[float]]], choices: dict[str, Any], optio
         print("\nWhat was selected (the reward never sees these names):")
         for name, rows in choices.items():
             shares = {kind: rows["kind"][:].count(kind) / len(rows) for kind in ("agrees", "disagrees", "small talk")}
-            print(f"  {name:<16}" + "".join(f"{kind} {share:>4.0%}   " for kind, share in shares.items()))
+            print(f"  {name:<13}" + "".join(f"   {kind} {share:>4.0%}" for kind, share in shares.items()))
 
 
 def load(name: str) -> Any:
