@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     less = AttributionCallback("less", queries=queries, pool=pool)  # learns from the queries' completions
     warm_up = pool.shuffle(seed=0).select(range(len(pool) // 10))
-    sft(warm_up, seed=0, num_train_epochs=4, callbacks=[nice, less])
+    sft(warm_up, seed=0, num_train_epochs=options.warm_up, callbacks=[nice, less])
     choices = {
         "5 % by NICE": select(pool, nice.scores, fraction=0.05),
         "5 % by LESS": select(pool, less.scores, fraction=0.05),
@@ -163,6 +163,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=1200, help="rows to choose from")
     parser.add_argument("--queries", type=int, default=64, help="prompts to score with")
     parser.add_argument("--test", type=int, default=200, help="prompts to compare on")
+    parser.add_argument(
+        "--warm_up", type=int, default=4, help="epochs on a tenth of the pool; rows are scored after each"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each choice")
     parser.add_argument("--steps", type=int, default=40, help="of each of these trainings")
     parser.add_argument("--learning_rate", type=float, help="default: 1e-3 for the tiny model, else 2e-5")
@@ -177,7 +180,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     if options.smoke:
-        options.pool, options.queries, options.test, options.seeds, options.steps = 80, 4, 8, 2, 2
+        options.pool, options.queries, options.test = 80, 4, 8
+        options.warm_up, options.seeds, options.steps = 1, 2, 2
     if not options.model:
         print("Making a tiny language model ...", flush=True)
         options.model = tiny_lm.make(tempfile.mkdtemp(), steps=0.15 if options.smoke else 1.0)
