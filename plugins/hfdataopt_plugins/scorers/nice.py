@@ -372,6 +372,8 @@ class NICE(PolicyOptions, AdamScorer):
     def score(self, view: View) -> Result:
         step = self.adam_step(view)
         samples = self.policy_samples(view, self.seed)
+        if not samples.ids:  # no need to read the pool
+            return Result(matrix=without_signal(view, samples, torch.zeros(len(view.pool), len(view.rows("queries")))))
         matrix = view.gradient_products(
             of="loss" if step is None else mean_loss,
             target="policy",
