@@ -44,6 +44,7 @@ def check_range(
     option: str,
     *,
     at_least: float | None = None,
+    at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
 ) -> None:
@@ -55,10 +56,11 @@ def check_range(
         if (
             not math.isfinite(number)
             or (at_least is not None and number < at_least)
+            or (at_most is not None and number > at_most)
             or (above is not None and number <= above)
             or (below is not None and number >= below)
         ):
-            limits = {"at least": at_least, "above": above, "below": below}
+            limits = {"at least": at_least, "at most": at_most, "above": above, "below": below}
             wanted = " and ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
             who = getattr(type(component), "name", type(component).__name__)
             raise OptionError(f"{who}: {option}={value!r} must be {wanted}")

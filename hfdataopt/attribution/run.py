@@ -31,7 +31,7 @@ from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.quiet import untouched
 from hfdataopt.attribution.reader import write_json
 from hfdataopt.attribution.rows import ROW_ID, Rows, sample_hashes
-from hfdataopt.attribution.scorer import MEANINGS, Result, Scorer
+from hfdataopt.attribution.scorer import MEANINGS, Result, Scorer, mean_over_queries
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.attribution.view import View
 from hfdataopt.console import say
@@ -318,8 +318,10 @@ class ScoringRun:
         values = sum(w * r.values for w, (_, _, r) in zip(weights, results, strict=True))
         matrices = [result.matrix for _, _, result in results]
         matrix = None if any(x is None for x in matrices) else _sum_matrices(weights, matrices)
-        if matrix is not None and all(_is_mean(r.values, r.matrix) for _, _, r in results):
-            values = _over_groups(matrix, {None: list(range(matrix.shape[1]))}, "mean")
+        if matrix is not None and all(
+            np.allclose(r.values, mean_over_queries(r.matrix), equal_nan=True) for _, _, r in results
+        ):
+            values = mean_over_queries(matrix)
         if self.groups is not None:
             assert matrix is not None
             values, errors = _over_groups(matrix, self.groups, self.aggregate), [None]
@@ -398,19 +400,13 @@ def _sum_matrices(weights: list[float], matrices: list[np.ndarray]) -> np.ndarra
     return total
 
 
-def _is_mean(values: np.ndarray, matrix: np.ndarray) -> bool:
-    """Whether ``values [rows]`` are the mean over the queries that have scores."""
-    return np.allclose(values, _over_groups(matrix, {None: list(range(matrix.shape[1]))}, "mean"), equal_nan=True)
-
-
 def _over_groups(matrix: np.ndarray, groups: dict[Any, list[int]], aggregate: str) -> np.ndarray:
-    """Mean over the queries of each group, then mean or max over groups: ``[rows]``. Queries without scores are left out."""
-    scored = ~np.isnan(matrix).all(axis=0)
-    members = [[position for position in positions if scored[position]] for positions in groups.values()]
-    means = [matrix[:, positions].mean(axis=1) for positions in members if positions]
-    if not means:
-        return np.full(len(matrix), np.nan)
-    return np.mean(means, axis=0) if aggregate == "mean" else np.max(means, axis=0)
+    """Mean over the queries of each group, then mean or max over groups: ``[rows]``. A group without scores is left out."""
+    means = np.stack([mean_over_queries(matrix[:, positions]) for positions in groups.values()], axis=1)
+    if aggregate == "mean":
+        return mean_over_queries(means)
+    scored = ~np.isnan(means).all(axis=0)
+    return means[:, scored].max(axis=1) if scored.any() else np.full(len(matrix), np.nan)
 
 
 def _moment_folder(moment: Moment, weights: str) -> str:

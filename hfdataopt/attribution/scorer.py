@@ -54,8 +54,7 @@ class Result:
         if values is not None and values.ndim == 2 and matrix is None:
             values, matrix = None, values
         if values is None and matrix is not None and matrix.ndim == 2:
-            scored = ~np.isnan(matrix).all(axis=0)  # a skipped query has no score from any row
-            values = matrix[:, scored].mean(axis=1) if scored.any() else np.full(len(matrix), np.nan)
+            values = mean_over_queries(matrix)
         if values is None or values.shape != (rows,) or (matrix is not None and matrix.shape != (rows, queries)):
             got = None if values is None else values.shape
             raise DataError(
@@ -67,6 +66,12 @@ class Result:
         if errors is not None and errors.shape != (rows,):
             raise DataError(f"scorer {who!r} returned standard errors of shape {errors.shape}; expected [{rows}]")
         return cls(values, matrix, errors, result.metadata)
+
+
+def mean_over_queries(matrix: np.ndarray) -> np.ndarray:
+    """Mean of ``[rows, queries]`` over the queries: ``[rows]``. A query that no row has a score for is left out; NaN if all are."""
+    scored = ~np.isnan(matrix).all(axis=0)
+    return matrix[:, scored].mean(axis=1) if scored.any() else np.full(len(matrix), np.nan)
 
 
 def _float64(value: Any) -> np.ndarray | None:

@@ -67,7 +67,7 @@ class EndpointGenerator:
         for option, least in (("max_new_tokens", 1), ("concurrency", 1), ("retries", 0), ("temperature", 0)):
             check_range(self, option, at_least=least)
         check_range(self, "timeout", above=0)
-        check_range(self, "top_p", above=0, below=1 + 1e-12)
+        check_range(self, "top_p", above=0, at_most=1)
         if self.base_url is None:
             if not self.chat:
                 raise OptionError(f"{WHO}: chat=False needs base_url=, the URL of a server with /completions")

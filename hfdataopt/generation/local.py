@@ -57,7 +57,7 @@ class LocalGenerator:
         check_options(self)
         for option, least in (("max_new_tokens", 1), ("batch_size", 1), ("temperature", 0), ("top_k", 0)):
             check_range(self, option, at_least=least)
-        check_range(self, "top_p", above=0, below=1 + 1e-12)
+        check_range(self, "top_p", above=0, at_most=1)
         if self.stop is not None and not all(self.stop):
             raise OptionError(f"{WHO}: stop={self.stop!r} holds an empty string, which every text ends with")
         self._tokenizer = tokenizer_of(self.processing_class, WHO)

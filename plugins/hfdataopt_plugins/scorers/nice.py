@@ -100,7 +100,7 @@ class PolicyOptions:
             check_range(self, option, at_least=1)
         check_range(self, "temperature", at_least=0)
         check_range(self, "top_k", at_least=0)
-        check_range(self, "top_p", above=0, below=1 + 1e-12)
+        check_range(self, "top_p", above=0, at_most=1)
         if self.baseline == "leave-one-out" and self.samples < 2:
             raise OptionError(
                 f"{self.name}: baseline='leave-one-out' compares completions of a query, but samples={self.samples}; "
