@@ -142,6 +142,15 @@ class Reader:
         half = any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in self.model.parameters())
         return dtype or self.autocast or (None if half else "float32")
 
+    def engine_options(self, layers: Any = None, dtype: str | None = None) -> dict[str, Any]:
+        """The keyword arguments that every function of :mod:`hfdataopt.gradients` takes."""
+        return {
+            "layers": layers,
+            "dtype": self._engine_dtype(dtype),
+            "custom_loss": custom_loss,
+            "memory": self.memory,
+        }
+
     # -- one number, or one vector, per row
 
     def per_row(

@@ -83,12 +83,9 @@ class Vectors:
             self.batches(positions),
             of=self.of,
             basis=basis,
-            layers=layers,
             precondition=self.precondition,
-            dtype=dtype,
             on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
-            custom_loss=reader.custom_loss,
-            memory=self.view.memory,
+            **self.view.engine_options(layers, dtype),
         ):
             if part.column == len(features):
                 features.append(torch.zeros(len(positions), basis.size))

@@ -229,7 +229,7 @@ class View(Reader):
         """Inner products from the factors of the gradients, none of which is made."""
         good = {side: torch.isfinite(self._squared_norms(side, of, target, options)[0]) for side in ("pool", "queries")}
         columns = torch.nonzero(good["queries"]).flatten().tolist()
-        engine = self._engine_options(of, options)
+        engine = {"of": of, **self.engine_options(options.get("layers"), options.get("dtype"))}
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
             products = torch.full((len(positions), len(good["queries"])), float("nan"), dtype=torch.float64)
@@ -268,7 +268,7 @@ class View(Reader):
         if options.get("basis") != "exact":
             features = self.gradients(side, of=of, target=target, **options)
             return torch.cat([block.square().sum(1) for block in features.blocks()]), features.tokens
-        engine = self._engine_options(of, options)
+        engine = {"of": of, **self.engine_options(options.get("layers"), options.get("dtype"))}
         self._compare_precision(target, of, options.get("layers"), engine["dtype"])
 
         def shard(positions: list[int]) -> dict[str, torch.Tensor]:
@@ -294,16 +294,6 @@ class View(Reader):
         finite = self.finite_rows(side, norms, "the gradient", options.get("on_nonfinite", "error"))
         return torch.where(finite, norms, torch.full_like(norms, float("nan"))), tokens
 
-    def _engine_options(self, of: Any, options: dict[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of the exact functions of :mod:`hfdataopt.gradients`."""
-        return {
-            "of": of,
-            "layers": options.get("layers"),
-            "dtype": self._engine_dtype(options.get("dtype")),
-            "custom_loss": custom_loss,
-            "memory": self.memory,
-        }
-
     def _basis(
         self,
         target: str,
@@ -326,12 +316,7 @@ class View(Reader):
         def fit() -> Basis:
             if folder is not None and (folder / "basis.json").is_file():
                 return Basis.load(folder)
-            shared: dict[str, Any] = {
-                "layers": layers,
-                "dtype": dtype,
-                "custom_loss": custom_loss,
-                "memory": self.memory,
-            }
+            shared = self.engine_options(layers, dtype)
             samples = [one.sample(BASIS_ROWS, seed) for one in vectors.values()]
             unlike = any(
                 one.precondition or one.samples for one in vectors.values()

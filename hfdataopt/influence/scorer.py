@@ -183,16 +183,8 @@ class InfluenceScorer(GradientScorer):
             view.model,
             list(view.batches("pool", view.pool.by_length(draw(view.pool.ids, KFAC_ROWS, self.seed)))),
             on_nonfinite=self.on_nonfinite,
-            **self._engine(view),
+            **view.engine_options(self.layers, self.dtype),
         )
-
-    def _engine(self, view: View) -> dict[str, Any]:
-        return {
-            "layers": self.layers,
-            "dtype": view._engine_dtype(self.dtype),
-            "custom_loss": custom_loss,
-            "memory": view.memory,
-        }
 
     # -- cg and lissa
 
@@ -282,7 +274,7 @@ class InfluenceScorer(GradientScorer):
         positions = view.pool.by_length(draw(view.pool.ids, self.setting("curvature_rows"), self.seed))
         batches = list(view.batches("pool", positions))
         good, bad = set(), []
-        for part in gradient_norms(view.model, batches, **self._engine(view)):
+        for part in gradient_norms(view.model, batches, **view.engine_options(self.layers, self.dtype)):
             finite = torch.isfinite(part.squared_norm) & torch.isfinite(part.loss_sum)
             for row, fine in zip(part.row_ids, finite.tolist(), strict=True):
                 good.add(row) if fine else bad.append(row)

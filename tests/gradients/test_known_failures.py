@@ -98,7 +98,10 @@ def test_vectors_of_queries_without_samples_are_zero() -> None:
     assert [samples.owner(row) for row in samples.of([0, 1, 2])] == [2]
 
     class Reader:
-        model, batch_size, device, memory, queries = llama().eval(), 4, torch.device("cpu"), None, None
+        model, batch_size, device, queries = llama().eval(), 4, torch.device("cpu"), None
+
+        def engine_options(self, layers: Any, dtype: Any) -> dict[str, Any]:
+            return {"layers": layers, "dtype": dtype}
 
     basis = Basis.exact(find_blocks(Reader.model))
     found = Vectors(Reader(), "queries", "loss", None, samples).features(basis, [0, 1, 2], None, None, "error")  # type: ignore[arg-type]
