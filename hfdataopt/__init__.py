@@ -14,39 +14,59 @@ if TYPE_CHECKING:
     from hfdataopt.attribution.scorer import PointwiseScorer, Scorer
     from hfdataopt.attribution.scores import Scores
     from hfdataopt.hookspecs import hookimpl
-    from hfdataopt.plugins import get_scorer
+    from hfdataopt.plugins import get_filter, get_scorer
     from hfdataopt.rewards.code_pass_rate import code_pass_rate
     from hfdataopt.rewards.metric import reward_from_metric
     from hfdataopt.rewards.win_rate import win_rate
+    from hfdataopt.selection.filter import Filter, TextFilter
+    from hfdataopt.selection.rules import balance, diverse, quantile, sample, threshold, top
     from hfdataopt.selection.select import select
 
 _HOME = {
     "AttributionCallback": "hfdataopt.attribution.callback",
     "Checkpoint": "hfdataopt.attribution.checkpoint",
+    "Filter": "hfdataopt.selection.filter",
     "PointwiseScorer": "hfdataopt.attribution.scorer",
     "Scorer": "hfdataopt.attribution.scorer",
     "Scores": "hfdataopt.attribution.scores",
+    "TextFilter": "hfdataopt.selection.filter",
     "attribute": "hfdataopt.attribution.attribute",
+    "balance": "hfdataopt.selection.rules",
     "code_pass_rate": "hfdataopt.rewards.code_pass_rate",
+    "diverse": "hfdataopt.selection.rules",
+    "get_filter": "hfdataopt.plugins",
     "get_scorer": "hfdataopt.plugins",
     "hookimpl": "hfdataopt.hookspecs",
+    "quantile": "hfdataopt.selection.rules",
     "reward_from_metric": "hfdataopt.rewards.metric",
+    "sample": "hfdataopt.selection.rules",
     "select": "hfdataopt.selection.select",
+    "threshold": "hfdataopt.selection.rules",
+    "top": "hfdataopt.selection.rules",
     "win_rate": "hfdataopt.rewards.win_rate",
     "with_row_ids": "hfdataopt.attribution.rows",
 }
 __all__ = [
     "AttributionCallback",
     "Checkpoint",
+    "Filter",
     "PointwiseScorer",
     "Scorer",
     "Scores",
+    "TextFilter",
     "attribute",
+    "balance",
     "code_pass_rate",
+    "diverse",
+    "get_filter",
     "get_scorer",
     "hookimpl",
+    "quantile",
     "reward_from_metric",
+    "sample",
     "select",
+    "threshold",
+    "top",
     "win_rate",
     "with_row_ids",
 ]

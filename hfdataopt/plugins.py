@@ -32,14 +32,20 @@ KINDS = {
     "optimizer": "register_optimizers",
     "generator": "register_generators",
 }
-# Keyword arguments of `attribute` and `AttributionCallback`: a scorer's option of that name could never be reached.
+# An option of such a name could never be reached.
 RESERVED = {
+    # of `attribute` and `AttributionCallback`
     "scorer": {
         *("model", "pool", "queries", "scorer", "checkpoints", "processing_class", "data_collator"),
         *("batch_size", "output_dir", "trainer", "when", "query_group", "aggregate"),
-    }
+    },
+    # of `get_filter` and `select`
+    "filter": {"keep", "dataset", "by", "target", "fraction", "k", "threshold", "return_summary"},
 }
-BASES = {"scorer": "hfdataopt.attribution.scorer:Scorer"}  # what a component of that kind must inherit from
+BASES = {
+    "scorer": "hfdataopt.attribution.scorer:Scorer",
+    "filter": "hfdataopt.selection.filter:Filter",
+}  # what a component of that kind must inherit from
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -279,3 +285,21 @@ def get_scorer(name: str, **options: Any) -> Any:
         OptionError: it has no such option, or the value is not allowed.
     """
     return host().create("scorer", name, **options)
+
+
+def get_filter(name: str, *, keep: Any = None, **options: Any) -> Any:
+    """The filter of that name with these options, for example ``get_filter("dsir", keep=top(fraction=0.05))``.
+
+    Args:
+        keep: a rule of :mod:`hfdataopt.selection.rules`: ``top, threshold, quantile, sample, balance, diverse``.
+
+    Raises:
+        PluginError, OptionError: as :func:`get_scorer`.
+    """
+    from hfdataopt.selection.rules import RULES, Rule
+
+    if keep is not None and not isinstance(keep, Rule):
+        raise OptionError(
+            f"filter {name!r}: keep={keep!r} is no keep rule; there are: {', '.join(RULES)}, e.g. top(fraction=0.1)"
+        )
+    return host().create("filter", name, **({} if keep is None else {"rule": keep}), **options)

@@ -1,0 +1,229 @@
+"""What a filter reads: a dataset or a stream in batches of columns, and the text and key of each row."""
+
+import copy
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hfdataopt.attribution.rows import ROW_ID
+from hfdataopt.errors import DataError
+from hfdataopt.selection.keys import keys_of
+
+BATCH = 1000
+# Columns that make up the text of a row, in TRL's formats; the first of these that a dataset has is taken.
+CONVENTIONS = (("messages",), ("prompt", "completion"), ("prompt", "chosen"), ("chosen",), ("text",), ("prompt",))
+
+
+def text_columns(columns: Sequence[str], given: str | Sequence[str] | None, who: str, what: str) -> tuple[str, ...]:
+    """The columns whose text is read: those given, else those of TRL's formats.
+
+    Raises:
+        DataError: a given column is not there, or none of the usual ones is.
+    """
+    if given is not None:
+        wanted = (given,) if isinstance(given, str) else tuple(given)
+        missing = [name for name in wanted if name not in columns]
+        if missing or not wanted:
+            raise DataError(f"{who}: {what} has no column {(missing or [''])[0]!r}; it has: {', '.join(columns)}")
+        return wanted
+    for names in CONVENTIONS:
+        if all(name in columns for name in names):
+            return names
+    raise DataError(
+        f"{who}: {what} has none of the usual text columns ({', '.join('+'.join(names) for names in CONVENTIONS)}); "
+        f"say which with text=; it has: {', '.join(columns)}"
+    )
+
+
+def as_text(value: Any) -> str:
+    """A cell as text: a string, or the contents of a list of messages, one line each.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return as_text(value.get("content", value.get("text")))
+    if isinstance(value, list | tuple | np.ndarray):
+        return "\n".join(map(as_text, (part for part in value if not isinstance(part, Mapping) or _has_text(part))))
+    raise TypeError(type(value).__name__)
+
+
+def _has_text(part: Mapping[str, Any]) -> bool:
+    """Whether a message or a part of its content holds text: not an image, nor a call of a tool."""
+    return part.get("content", part.get("text")) is not None
+
+
+def _plain(value: Any) -> str:
+    """A cell that is no string, such as messages or a number, as JSON."""
+    return json.dumps(value.tolist() if hasattr(value, "tolist") else value, sort_keys=True, default=str)
+
+
+class Batch:
+    """Some rows, column by column.
+
+    Attributes:
+        columns: name -> list of values; only what is looked up is decoded.
+        read: the names of the columns that the score is computed from.
+        with_ids: whether rows are known by the column ``row_id``, else by their text.
+    """
+
+    def __init__(self, columns: Mapping[str, Any], read: tuple[str, ...], with_ids: bool, who: str):
+        self.columns = columns
+        self.read = read
+        self.with_ids = with_ids
+        self.who = who
+
+    def __len__(self) -> int:
+        return len(self.columns[self.read[0] if self.read else next(iter(self.columns))])
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self.columns[name]
+        except KeyError as error:
+            raise DataError(f"{self.who}: the rows have no column {name!r}, which was there at fit") from error
+
+    @functools.cached_property
+    def missing(self) -> np.ndarray:
+        """``[rows]`` bool: whether one of the columns that are read is None."""
+        found = np.zeros(len(self), dtype=bool)
+        for name in self.read:
+            column = self[name]
+            if isinstance(column, list) and None in column:
+                found |= np.array([value is None for value in column])
+        return found
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        """``[rows]``: the text of each row, its columns one after the other on lines of their own; empty where one is None."""
+        parts = [self._texts_of(name) for name in self.read]
+        return parts[0] if len(parts) == 1 else ["\n".join(row) for row in zip(*parts, strict=True)]
+
+    def _texts_of(self, name: str) -> list[str]:
+        column = list(self[name])
+        if all(type(value) is str for value in column):
+            return column
+        try:
+            return ["" if value is None else as_text(value) for value in column]
+        except TypeError as error:
+            raise DataError(f"{self.who}: column {name!r} must hold text or messages; got {error}") from error
+
+    @functools.cached_property
+    def ids(self) -> list[Any]:
+        """``[rows]``: what ties go by, the column ``row_id``, else the keys of the texts."""
+        if not self.with_ids:
+            return self.keys.tolist()
+        column = self[ROW_ID]
+        ids = column.tolist() if hasattr(column, "tolist") else list(column)
+        if {type(value) for value in ids} not in ({int}, {str}):
+            wrong = next(value for value in ids if type(value) not in (int, str) or type(value) is not type(ids[0]))
+            raise DataError(f"{self.who}: column 'row_id' must hold only ints or only strings; got {wrong!r}")
+        return ids
+
+    @functools.cached_property
+    def keys(self) -> np.ndarray:
+        """``[rows]`` uint64, a function of the row's id or else of its text."""
+        if self.with_ids:
+            return keys_of(self.ids)
+        parts = [[value if type(value) is str else _plain(value) for value in self[name]] for name in self.read]
+        return keys_of(parts[0] if len(parts) == 1 else ["\n".join(row) for row in zip(*parts, strict=True)])
+
+    def name_of(self, position: int) -> str:
+        """A row for a message."""
+        if self.with_ids:
+            return f"row {self.ids[position]!r}"
+        return f"the row with {self.read[0]} {_plain(self[self.read[0]][position])[:60]!r}"
+
+
+class Source:
+    """A dataset or a stream, read from the start in batches as often as needed, in constant memory.
+
+    Attributes:
+        streaming: whether it is a ``datasets.IterableDataset``.
+        columns: the names of its columns.
+        read: those that the score is computed from; set by the filter.
+        limit: how many rows are read of a stream; None for all.
+    """
+
+    def __init__(self, dataset: Any, who: str, what: str, *, limit: int | None = None):
+        import datasets
+
+        if isinstance(dataset, Mapping):
+            raise DataError(f"{who}: {what} is a dict of datasets ({', '.join(map(str, dataset))}); pass one of them")
+        if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+            raise DataError(
+                f"{who}: {what} is a {type(dataset).__name__}; it must be a datasets.Dataset or a stream of datasets"
+            )
+        self.dataset, self.who, self.what = dataset, who, what
+        self.streaming = isinstance(dataset, datasets.IterableDataset)
+        self.limit = limit if self.streaming else None
+        columns = dataset.column_names
+        if columns is None:  # a stream after a map function
+            columns = list(next(iter(dataset.take(1)), {}))
+        self.columns: list[str] = list(columns)
+        if not self.columns or (not self.streaming and len(dataset) == 0):
+            raise DataError(f"{who}: {what} is empty")
+        self.with_ids = ROW_ID in self.columns
+        self.read: tuple[str, ...] = ()
+        self._ids_checked = not self.with_ids
+        if not self.streaming:
+            self.check_ids()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(self, more: Sequence[str] = (), *, whole: bool = False) -> Iterator[Batch]:
+        """Batches of the columns that are read, ``row_id`` and ``more``, in order; up to ``limit`` rows unless ``whole``."""
+        names = list(dict.fromkeys([*self.read, *([ROW_ID] if self.with_ids else []), *more]))
+        left = None if whole else self.limit
+        part = self.dataset.select_columns(names)
+        if left is not None:
+            part = part.take(left)
+        if not self.streaming:
+            part = part.with_format("arrow")
+        seen: list[np.ndarray] = []
+        empty = True
+        for rows in part.iter(BATCH):
+            columns = rows if self.streaming else {name: rows[name].to_pylist() for name in names}
+            batch = Batch({name: columns[name] for name in names}, self.read, self.with_ids, self.who)
+            if not self._ids_checked:
+                seen.append(batch.keys)
+            empty = False
+            yield batch
+        if empty:
+            raise DataError(f"{self.who}: {self.what} is empty")
+        if not self._ids_checked:
+            self._check_unique(np.concatenate(seen))
+
+    def at(self, positions: np.ndarray) -> Iterator[Batch]:
+        """Batches of these rows of a map-style dataset."""
+        part = copy.copy(self)
+        part.dataset, part._ids_checked = self.dataset.select(positions), True
+        return part.batches()
+
+    def check_ids(self) -> None:
+        """Raise :class:`DataError` unless the row ids of a map-style dataset are unique, and all int or all str."""
+        if not self._ids_checked:
+            read, self.read = self.read, (ROW_ID,)
+            for _ in self.batches():
+                pass
+            self.read = read
+
+    def _check_unique(self, keys: np.ndarray) -> None:
+        self._ids_checked = True
+        if len(np.unique(keys)) < len(keys):
+            ids = [value for batch in self.batches() for value in batch.ids]
+            twice = [value for value, count in Counter(ids).items() if count > 1]
+            raise DataError(
+                f"{self.who}: column 'row_id' of {self.what} has {len(twice)} values more than once, for example {twice[:5]}; ids must be unique"
+            )
+
+    def texts(self) -> Iterator[str]:
+        """The texts of all rows that are read."""
+        for batch in self.batches():
+            yield from batch.texts

@@ -1,0 +1,1 @@
+"""Dataset filters, one module each."""
