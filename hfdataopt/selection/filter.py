@@ -19,7 +19,7 @@ import copy
 import functools
 import hashlib
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -119,7 +119,7 @@ class Filter:
         if not pool.with_ids and (self.draws or (self.rule is not None and self.rule.draws)):
             say_once_that_text_is_the_key()
         fitted = copy.copy(self)
-        fitted.set(code=_code(self.__class__), with_ids=pool.with_ids, read=self.reads(pool.columns, "the dataset"))
+        fitted.set(code=_code(type(self).__mro__), with_ids=pool.with_ids, read=self.reads(pool.columns, "the dataset"))
         pool.read = fitted.read or ()
         queries = None
         if target is not None:
@@ -291,9 +291,9 @@ class WholeFilter(TextFilter):
 
 
 @functools.cache
-def _code(cls: Hashable) -> str:
-    """A hash of the source of the modules that define a filter class and its bases."""
-    modules = {inspect.getmodule(base) for base in cls.__mro__ if base is not object}  # type: ignore[attr-defined]
+def _code(bases: tuple[type, ...]) -> str:
+    """A hash of the source of the modules that define a filter's class and its bases."""
+    modules = {inspect.getmodule(base) for base in bases if base is not object}
     sources = sorted(_source(module) for module in modules)
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
 

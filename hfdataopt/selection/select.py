@@ -1,19 +1,29 @@
-"""``select``: the rows of a dataset to keep, by scores or by a column of numbers."""
+"""``select``: the rows of a dataset to keep, by a filter, by scores or by a column of numbers."""
 
-import hashlib
+import copy
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from hfdataopt.attribution.rows import as_list, check_map_style, row_ids
+from hfdataopt.attribution.rows import ROW_ID, as_list, check_map_style, row_ids, with_row_ids
+from hfdataopt.attribution.scorer import MEANINGS
 from hfdataopt.attribution.scores import Scores, count_of
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.plugins import host
+from hfdataopt.selection.filter import Filter, WholeFilter
+from hfdataopt.selection.fit_rule import candidates
+from hfdataopt.selection.keys import keys_of
+from hfdataopt.selection.rules import Candidates, Rule, sample, top
+from hfdataopt.selection.rules import threshold as at_least
+from hfdataopt.selection.source import Source, text_columns
+from hfdataopt.selection.summary import summarize
+from hfdataopt.selection.words import hashed_counts
 
-RULES = ("top", "sample")
+NAMED_RULES = ("top", "sample")
 
 
 def select(
@@ -24,76 +34,211 @@ def select(
     fraction: float | None = None,
     k: int | None = None,
     threshold: float | None = None,
-    rule: str = "top",
+    rule: str | Rule | None = None,
     seed: int = 0,
+    return_summary: bool = False,
+    **options: Any,
 ) -> Any:
-    """The dataset reduced to its best rows, in their original order.
+    """The dataset reduced to the rows a keep rule chooses, in their original order.
 
     Args:
-        dataset: a map-style ``datasets.Dataset``.
-        by: :class:`Scores`, or the name of a column of numbers. Higher is better.
-        target: validation data, for filters that compare with it; scores and columns have no use for it.
-        fraction, k, threshold: exactly one. ``threshold`` keeps every row at or above it.
-        rule: ``top`` keeps the best, ties by row id; ``sample`` draws k rows without replacement with probability
-            proportional to exp(score) (Gumbel top-k), as a function of (seed, row id).
-        seed: of ``sample``.
+        dataset: a ``datasets.Dataset``; with a filter also a stream, which comes back as a filtered stream.
+        by: a filter or its name, :class:`Scores`, or the name of a column of numbers (which goes before a filter of that name).
+            A filter that is fitted already is used as it is. Higher is better.
+        target: validation data, for filters that compare with it.
+        fraction, k, threshold: exactly one, with a rule's name. ``threshold`` keeps every row at or above it.
+        rule: ``top`` keeps the best, ties by row id; ``sample`` draws rows without replacement with probability
+            proportional to exp(score), as a function of (seed, row id); or an instance of a rule, such as
+            ``balance("label", k=100)``, which has its own sizes. None: the filter's own rule, else ``top``.
+        seed: of ``sample``, and of a filter given by name that has an option ``seed``.
+        return_summary: whether to return ``(dataset, SelectionSummary)``.
+        options: of a filter given by name.
 
     Raises:
-        OptionError: not exactly one size, or one out of range, or an unknown rule.
-        DataError: the scores belong to another dataset, or the column is missing or holds NaN.
+        OptionError: not exactly one size, or one out of range, an unknown rule, or a target or options nobody has a use for.
+        DataError: the scores belong to another dataset, the column is missing or holds NaN, or the rule needs the whole of
+            what is a stream.
     """
-    check_map_style(dataset, "select: the dataset")
-    if not hasattr(dataset, "column_names"):
+    import datasets
+
+    streaming = isinstance(dataset, datasets.IterableDataset)
+    if not streaming:
+        check_map_style(dataset, "select: the dataset")
+    if isinstance(by, Filter) or (isinstance(by, str) and _is_filter(dataset, by)):
+        chosen_by: Any = by if isinstance(by, Filter) else _create(by, seed, options)
+        if isinstance(by, Filter) and options:
+            raise OptionError(
+                f"select: the options {sorted(options)} belong to a filter given by name; {by.name} is given as it is"
+            )
+    else:
+        chosen_by = by
+        if options or target is not None:
+            word = sorted(options)[0] if options else "target"
+            raise OptionError(f"select: {word}= is used only by a filter; {_describe(by)} has no use for it")
+        if streaming:
+            check_map_style(dataset, "select: the dataset")
+    if not streaming and not hasattr(dataset, "column_names"):
         raise DataError(
             f"select: the dataset is a {type(dataset).__name__}; make it a datasets.Dataset, for example with Dataset.from_list"
         )
-    sizes = {"fraction": fraction, "k": k, "threshold": threshold}
-    given = [name for name, value in sizes.items() if value is not None]
-    if len(given) != 1:
-        raise OptionError(f"select: give exactly one of fraction, k and threshold; got {', '.join(given) or 'none'}")
-    if rule not in RULES:
-        raise OptionError(f"select: rule={rule!r} is unknown; there are: {', '.join(RULES)}")
-    if target is not None:
-        raise OptionError(f"select: target= is used only by a filter; {_describe(by)} has no use for it")
-    values = _values(dataset, by)
-    ids = row_ids(dataset, "select: the dataset")
-    scored = np.flatnonzero(~np.isnan(values))
-    if not len(scored):
-        raise DataError(f"select: no row has a score by {_describe(by)}")
-    if len(scored) < len(values):
-        say(f"select: {len(values) - len(scored)} of {len(values)} rows have no score and are not kept")
-    if threshold is not None:
-        if rule != "top" or not isinstance(threshold, int | float) or math.isnan(threshold):
-            raise OptionError(f"select: threshold={threshold!r} must be a number, and goes with rule='top' only")
-        kept = [int(i) for i in scored if values[i] >= threshold]
+    keep = _rule(
+        chosen_by,
+        rule,
+        {"fraction": fraction, "k": k, "threshold": threshold},
+        seed,
+        None if streaming else len(dataset),
+    )
+    if streaming:
+        return _select_from_stream(dataset, chosen_by, target, keep, return_summary)
+    if isinstance(chosen_by, Filter):
+        rows = _candidates_of_filter(dataset, chosen_by, target, keep)
     else:
-        count = count_of(k, fraction, len(values))
-        if count > len(scored):
-            raise OptionError(f"select: {count} rows were asked for but only {len(scored)} have a score")
-        keys = values if rule == "top" else values + np.array([_gumbel(seed, value) for value in ids])
-        kept = sorted(sorted((int(i) for i in scored), key=lambda i: (-keys[i], ids[i]))[:count])
-    if isinstance(by, Scores) and by.metadata.get("meaning") == "suspicion" and len(kept) <= len(values) / 2:
+        rows = _candidates_of_numbers(dataset, chosen_by, keep)
+    without = int(np.isnan(rows.values).sum())
+    if without == len(rows.values):
+        raise DataError(f"select: no row has a score by {_describe(chosen_by)}")
+    if without:
+        say(f"select: {without} of {len(rows.values)} rows have no score and are not kept")
+    kept = keep.choose(rows)
+    if _suspicious(chosen_by) and len(kept) <= len(rows.values) / 2:
         warnings.warn(
-            f"select: {by.scorer!r} measures suspicion, so its top {len(kept)} of {len(values)} rows are the least suspicious "
+            f"select: {_name(chosen_by)!r} measures suspicion, so its top {len(kept)} of {len(rows.values)} rows are the least suspicious "
             "(the easiest), not the most helpful; use it to drop the lowest rows, e.g. fraction=0.9",
             stacklevel=2,
         )
-    say(f"select: kept {len(kept)} of {len(values)} rows by {_describe(by)}")
-    host().hook.after_selection(dataset=dataset, kept=[ids[i] for i in kept], by=_describe(by))
-    return dataset.select(kept)
+    say(f"select: kept {len(kept)} of {len(rows.values)} rows by {_describe(chosen_by)}")
+    ids = row_ids(dataset, "select: the dataset")
+    host().hook.after_selection(dataset=dataset, kept=[ids[i] for i in kept], by=_describe(chosen_by))
+    selected = dataset.select(kept)
+    if not return_summary:
+        return selected
+    return selected, summarize(
+        dataset, rows.values, kept, ids, by=_name(chosen_by), meaning=_meaning(chosen_by), rule=keep
+    )
+
+
+# -- what is asked
+
+
+def _is_filter(dataset: Any, name: str) -> bool:
+    """Whether a name is a filter's rather than a column's."""
+    columns = getattr(dataset, "column_names", None) or []
+    if name in columns:
+        return False
+    if name in host().components["filter"]:
+        return True
+    raise DataError(
+        f"select: the dataset has no column {name!r}; it has: {', '.join(columns)}. And no filter is called so; there are: "
+        f"{', '.join(sorted(host().components['filter'])) or 'none'}"
+    )
+
+
+def _create(name: str, seed: int, options: dict[str, Any]) -> Filter:
+    component = host().get("filter", name)
+    return component.create(**({"seed": seed} if "seed" in component.options else {}), **options)
+
+
+def _rule(by: Any, rule: str | Rule | None, sizes: dict[str, Any], seed: int, rows: int | None) -> Rule:
+    given = [name for name, value in sizes.items() if value is not None]
+    own = by.rule if isinstance(by, Filter) else None
+    if rule is None and own is not None and not given:
+        return own
+    if isinstance(rule, Rule):
+        if given:
+            raise OptionError(f"select: {given[0]}= goes with a rule's name; {rule.name} has its own sizes")
+        return rule
+    name = rule or "top"
+    if name not in NAMED_RULES:
+        raise OptionError(
+            f"select: rule={rule!r} is unknown; there are: {', '.join(NAMED_RULES)}, and instances of rules"
+        )
+    if len(given) != 1:
+        raise OptionError(f"select: give exactly one of fraction, k and threshold; got {', '.join(given) or 'none'}")
+    k, fraction, threshold = sizes["k"], sizes["fraction"], sizes["threshold"]
+    if threshold is not None:
+        if name != "top" or not isinstance(threshold, int | float) or math.isnan(threshold):
+            raise OptionError(f"select: threshold={threshold!r} must be a number, and goes with rule='top' only")
+        return at_least(threshold)
+    if rows is not None:
+        count_of(k, fraction, rows)
+    return top(k=k, fraction=fraction) if name == "top" else sample(k=k, fraction=fraction, seed=seed)
+
+
+def _name(by: Any) -> str:
+    return by.name if isinstance(by, Filter) else by.scorer if isinstance(by, Scores) else str(by)
+
+
+def _meaning(by: Any) -> str:
+    if isinstance(by, Filter):
+        return MEANINGS.get(by.meaning, by.meaning)
+    return by.meaning if isinstance(by, Scores) else "a column of the dataset"
+
+
+def _suspicious(by: Any) -> bool:
+    return (
+        by.meaning if isinstance(by, Filter) else by.metadata.get("meaning") if isinstance(by, Scores) else ""
+    ) == "suspicion"
 
 
 def _describe(by: Any) -> str:
-    return f"{by.scorer} ({by.meaning})" if isinstance(by, Scores) else f"column {by!r}"
+    return f"{_name(by)} ({_meaning(by)})" if isinstance(by, Filter | Scores) else f"column {by!r}"
+
+
+# -- the rows to choose from
+
+
+def _fit(dataset: Any, by: Filter, target: Any, rule: Rule | None) -> Filter:
+    """The filter fitted, with this rule fitted as well unless None."""
+    given = copy.copy(by)
+    given.set(rule=rule)
+    return given.fit(dataset, target)
+
+
+def _candidates_of_filter(dataset: Any, by: Filter, target: Any, rule: Rule) -> Candidates:
+    if by.fitted:
+        if target is not None:
+            raise OptionError(
+                f"select: {by.name} is fitted already and has no use for target=; leave it out, or pass the filter before fit"
+            )
+        fitted = copy.copy(by)
+    else:
+        if isinstance(by, WholeFilter) and ROW_ID not in (dataset.column_names or []):
+            dataset = with_row_ids(dataset)  # rows of equal text may differ in score
+        fitted = _fit(dataset, by, target, None)
+    fitted.set(rule=rule)
+    pool = Source(dataset, "select", "the dataset")
+    pool.read = fitted.read or ()
+    return candidates(fitted, pool)
+
+
+def _candidates_of_numbers(dataset: Any, by: Any, rule: Rule) -> Candidates:
+    ids = row_ids(dataset, "select: the dataset")
+    group = rule.group_column
+    if group is not None and group not in dataset.column_names:
+        raise DataError(
+            f"select: the dataset has no column {group!r} to balance; it has: {', '.join(dataset.column_names)}"
+        )
+
+    def vectors(positions: np.ndarray) -> np.ndarray:
+        pool = Source(dataset, "select", "the dataset")
+        pool.read = text_columns(pool.columns, None, "select", "the dataset")
+        return np.concatenate([np.sqrt(hashed_counts(batch.texts, 256)) for batch in pool.at(positions)])
+
+    def ids_at(positions: np.ndarray) -> Sequence[Any]:
+        return [ids[position] for position in positions]
+
+    scores = _values(dataset, by)
+    values = rule.values(scores, lambda: keys_of(ids))
+    return Candidates(values, ids_at, None if group is None else as_list(dataset[group]), vectors)
 
 
 def _values(dataset: Any, by: Any) -> np.ndarray:
     if isinstance(by, Scores):
         return by.align(dataset)
     if not isinstance(by, str):
-        raise OptionError(f"select: by must be Scores or the name of a column; got {type(by).__name__}")
-    if by not in dataset.column_names:
-        raise DataError(f"select: the dataset has no column {by!r}; it has: {', '.join(dataset.column_names)}")
+        raise OptionError(
+            f"select: by must be a filter, Scores, or the name of a filter or a column; got {type(by).__name__}"
+        )
     column = as_list(dataset[by])
     wrong = [value for value in column if value is not None and not isinstance(value, int | float)]
     if wrong:
@@ -107,7 +252,17 @@ def _values(dataset: Any, by: Any) -> np.ndarray:
     return values
 
 
-def _gumbel(seed: int, row_id: Any) -> float:
-    digest = hashlib.sha256(f"{seed}:{row_id!r}".encode()).digest()
-    uniform = (int.from_bytes(digest[:8], "big") + 0.5) / 2**64
-    return -math.log(-math.log(uniform))
+def _select_from_stream(stream: Any, by: Any, target: Any, rule: Rule, return_summary: bool) -> Any:
+    if return_summary:
+        raise OptionError(
+            "select: a stream has no summary, since its rows have not been read; take one of stream.take(n)"
+        )
+    if by.fitted:
+        if by.rule is not rule:
+            raise OptionError(
+                f"select: {by.name} is fitted already; on a stream fit it with the rule: get_filter({by.name!r}, keep=...).fit(stream)"
+            )
+        fitted = by
+    else:
+        fitted = _fit(stream, by, target, rule)
+    return stream.filter(fitted.keep, batched=True, input_columns=fitted.columns)
