@@ -142,15 +142,10 @@ class Overlap:
         return {"names": self.names, "shared": self.shared.tolist(), "share": self.share.tolist()}
 
     def __str__(self) -> str:
-        width = max(map(len, self.names))
-        lines = [" " * width + "  " + "  ".join(f"{name:>8}" for name in self.names)]
+        width = max(8, *map(len, self.names))
+        lines = ["  ".join(f"{name:>{width}}" for name in ["", *self.names])]
         for name, row in zip(self.names, self.share, strict=True):
-            lines.append(
-                f"{name:<{width}}  "
-                + "  ".join(
-                    f"{f'{100 * share:.0f} %':>{max(8, len(n))}}" for n, share in zip(self.names, row, strict=True)
-                )
-            )
+            lines.append("  ".join([f"{name:<{width}}", *(f"{f'{100 * share:.0f} %':>{width}}" for share in row)]))
         return "\n".join(lines)
 
 

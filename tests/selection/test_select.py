@@ -86,7 +86,7 @@ def test_a_column_must_be_there_and_hold_numbers():
         select(DATA, "score", k=1)
     with pytest.raises(DataError, match="column 'text' must hold numbers; got 'a'"):
         select(DATA, "text", k=1)
-    with pytest.raises(OptionError, match="by must be Scores or the name of a column; got int"):
+    with pytest.raises(OptionError, match="by must be a filter, Scores, or the name of a filter or a column; got int"):
         select(DATA, 3, k=1)
 
 
@@ -108,7 +108,7 @@ def test_a_row_without_a_score_is_never_kept():
     assert kept(DATA, by, k=4) == "acdf"
     assert kept(DATA, by, threshold=-10.0) == "acdf"
     assert set(kept(DATA, by, k=4, rule="sample")) == set("acdf")
-    with pytest.raises(OptionError, match="5 rows were asked for but only 4 have a score"):
+    with pytest.raises(OptionError, match="top asks for 5 rows but only 4 have a score"):
         select(DATA, by, k=5)
     with pytest.raises(DataError, match="no row has a score by toy"):
         select(DATA, scores(values=[float("nan")] * 6), k=1)
