@@ -39,8 +39,24 @@ RESERVED = {
         *("model", "pool", "queries", "scorer", "checkpoints", "processing_class", "data_collator"),
         *("batch_size", "output_dir", "trainer", "when", "query_group", "aggregate"),
     },
-    # of `get_filter` and `select`
-    "filter": {"keep", "dataset", "by", "target", "fraction", "k", "threshold", "return_summary"},
+    # of `get_filter` and `select`, and methods that a field of that name would replace
+    "filter": {
+        *("keep", "dataset", "by", "target", "fraction", "k", "threshold", "return_summary"),
+        *(
+            "reads",
+            "learn",
+            "score",
+            "scores",
+            "vectors",
+            "fit",
+            "fitted",
+            "set",
+            "batch",
+            "columns",
+            "score_column",
+            "score_all",
+        ),
+    },
 }
 BASES = {
     "scorer": "hfdataopt.attribution.scorer:Scorer",

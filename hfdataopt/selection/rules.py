@@ -68,16 +68,17 @@ class Rule:
     """Base of the keep rules.
 
     Class attributes:
+        name: the class's own.
         streams: whether it can be fitted on the first rows of a stream.
         draws: whether it adds random numbers to the scores.
     """
 
+    name: ClassVar[str]
     streams: ClassVar[bool] = True
     draws: ClassVar[bool] = False
 
-    @property
-    def name(self) -> str:
-        return type(self).__name__
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__name__
 
     @property
     def group_column(self) -> str | None:
