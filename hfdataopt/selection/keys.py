@@ -10,7 +10,7 @@ import numpy as np
 def keys_of(values: Sequence[Any]) -> np.ndarray:
     """``[rows]`` uint64: of an int a bijection, of a string the first 64 bits of BLAKE2b."""
     if len(values) and not isinstance(values[0], str):
-        return _mix(np.asarray(values, dtype=np.int64).astype(np.uint64))
+        return mix(np.asarray(values, dtype=np.int64).astype(np.uint64))
     digests = b"".join(
         hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest() for value in values
     )
@@ -19,8 +19,8 @@ def keys_of(values: Sequence[Any]) -> np.ndarray:
 
 def uniform(seed: int, keys: np.ndarray) -> np.ndarray:
     """``[rows]`` float64 in (0, 1)."""
-    salt = _mix(np.array([seed & (2**64 - 1)], dtype=np.uint64))
-    return ((_mix(keys ^ salt) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    salt = mix(np.array([seed & (2**64 - 1)], dtype=np.uint64))
+    return ((mix(keys ^ salt) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
 def gumbel(seed: int, keys: np.ndarray) -> np.ndarray:
@@ -28,7 +28,7 @@ def gumbel(seed: int, keys: np.ndarray) -> np.ndarray:
     return -np.log(-np.log(uniform(seed, keys)))
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele et al. 2014), a bijection on 64 bits."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
