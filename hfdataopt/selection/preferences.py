@@ -1,0 +1,96 @@
+"""Preference rows in TRL's formats: plain or conversational, with the prompt in a column of its own or inside both answers.
+
+- :func:`pair_columns`: the columns that hold a pair
+- :func:`pairs_of`: each row as (prompt, chosen, rejected)
+- :func:`reward_functions`: TRL reward functions, made ready once per process
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hfdataopt.errors import DataError
+from hfdataopt.rewards import RewardFunctions
+from hfdataopt.rewards.texts import is_messages
+from hfdataopt.selection.source import Batch
+
+Pair = tuple[Any, Any, Any]
+
+
+def pair_columns(columns: Sequence[str], who: str, what: str) -> tuple[str, ...]:
+    """``prompt`` where there is one, ``chosen`` and ``rejected``; :class:`DataError` where one of the last two is missing."""
+    missing = [name for name in ("chosen", "rejected") if name not in columns]
+    if missing:
+        raise DataError(
+            f"{who}: {what} has no column {missing[0]!r}; preference rows have chosen, rejected and, unless both begin with it, "
+            f"prompt; it has: {', '.join(columns)}"
+        )
+    return tuple(name for name in ("prompt", "chosen", "rejected") if name in columns)
+
+
+def pairs_of(batch: Batch) -> list[Pair | None]:
+    """``[rows]`` of (prompt, chosen, rejected), None for a row that lacks one.
+
+    Where there is no prompt, or a plain one beside conversations, the prompt is what chosen and rejected begin with, as TRL's
+    ``maybe_extract_prompt`` has it.
+
+    Raises:
+        DataError: a row is neither text nor messages, or mixes them; it is named.
+    """
+    chosen, rejected = batch["chosen"], batch["rejected"]
+    prompts = batch["prompt"] if "prompt" in batch.columns else [None] * len(batch)
+    explicit = "prompt" in batch.columns
+    return [
+        None
+        if (explicit and prompt is None) or good is None or bad is None
+        else _pair(prompt if explicit else None, good, bad, batch, place)
+        for place, (prompt, good, bad) in enumerate(zip(prompts, chosen, rejected, strict=True))
+    ]
+
+
+def _pair(prompt: Any, chosen: Any, rejected: Any, batch: Batch, place: int) -> Pair:
+    plain = isinstance(chosen, str) and isinstance(rejected, str)
+    if not plain and not (is_messages(chosen) and is_messages(rejected)):
+        raise DataError(
+            f"{batch.who}: chosen and rejected of {batch.name_of(place)} must both be text, or both lists of messages with role "
+            f"and content; got {str(chosen)[:60]!r} and {str(rejected)[:60]!r}"
+        )
+    if prompt is not None and isinstance(prompt, str) == plain:
+        return prompt, chosen, rejected
+    if prompt is not None and plain:
+        raise DataError(f"{batch.who}: {batch.name_of(place)} has messages as its prompt but text as its answers")
+    return split_prompt(chosen, rejected)
+
+
+def split_prompt(chosen: Any, rejected: Any) -> Pair:
+    """What both answers begin with, characters or turns, and the rest of each; at least the last one stays in the shorter."""
+    shorter = min(len(chosen), len(rejected))
+    common = next((place for place in range(shorter) if chosen[place] != rejected[place]), max(shorter - 1, 0))
+    differs = common < shorter and chosen[common] != rejected[common]
+    if differs and common and chosen[common - 1] == " ":  # the space belongs to the answers' first word
+        common -= 1
+    return chosen[:common], chosen[common:], rejected[common:]
+
+
+_READY: list[tuple[tuple[Any, ...], RewardFunctions]] = []
+_MOST = 4
+
+
+def reward_functions(
+    given: Any, weights: Sequence[float] | None, tokenizers: Any, *, batch_size: int, who: str
+) -> RewardFunctions:
+    """:class:`RewardFunctions` of these, kept between batches so that a reward model is loaded once per process."""
+    key = (given, tokenizers, tuple(weights or ()), batch_size, who)
+    for known, functions in _READY:
+        if known[0] is given and known[1] is tokenizers and known[2:] == key[2:]:
+            return functions
+    functions = RewardFunctions(
+        given, reward_weights=weights, reward_processing_classes=tokenizers, batch_size=batch_size, who=who
+    )
+    _READY.append((key, functions))
+    del _READY[:-_MOST]
+    return functions
+
+
+def other_columns(columns: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
+    """The columns that TRL hands to reward functions beside prompt and completion."""
+    return {name: values for name, values in columns.items() if name not in without}
