@@ -258,7 +258,8 @@ class diverse(_Sized):
             raise OptionError(f"{rows.who}: diverse needs representations of rows; take it as keep= of a filter")
         size, scored = self.size(rows), np.flatnonzero(~np.isnan(rows.values))
         best = _best(rows, scored, min(len(scored), math.ceil(size * self.candidates)))
-        best = best[np.argsort(-rows.values[best], kind="stable")]
+        ids = rows.ids(best)
+        best = best[sorted(range(len(best)), key=lambda i: (-rows.values[best[i]], ids[i]))]
         choose = facility_location if self.method == "facility-location" else farthest_first
         return np.sort(best[choose(rows.vectors(best), size)])
 

@@ -80,7 +80,7 @@ class Batch:
         self.who = who
 
     def __len__(self) -> int:
-        return len(self.columns[self.read[0] if self.read else next(iter(self.columns))])
+        return len(self[self.read[0] if self.read else next(iter(self.columns))])
 
     def __getitem__(self, name: str) -> Any:
         try:
