@@ -143,4 +143,4 @@ def test_diverse_chooses_among_the_best_and_starts_with_them():
     farthest = chosen(
         diverse(k=2, candidates=2.5, method="farthest-first"), vectors=lambda positions: vectors[positions]
     )
-    assert farthest == [0, 3], "the best row (the first of those that tie), then the farthest from it"
+    assert farthest == [3, 4], "d, the first of the best rows, then the first of those farthest from it"
