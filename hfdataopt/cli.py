@@ -26,6 +26,7 @@ VERBS = {
         "list every installed component, its plugin and options, and what failed to load",
     ),
     "score": ("hfdataopt.commands.score", "score a dataset with a model or with saved checkpoints"),
+    "select": ("hfdataopt.commands.select", "keep the rows of a dataset or a stream that a filter ranks best"),
 }
 
 

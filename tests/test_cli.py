@@ -106,8 +106,10 @@ def test_plugins_prints_kind_and_name(call):
     status, out, err = call("plugins")
     assert (status, err) == (0, [])
     listed = [line.split()[0] for line in out]
-    assert {"scorer/freeshap", "scorer/grad-norm", "scorer/random"} <= set(listed)
-    assert [name for name in listed if name.startswith("scorer/")] == sorted(listed)
+    assert {"scorer/freeshap", "scorer/grad-norm", "scorer/random", "filter/length"} <= set(listed)
+    for kind in ("scorer/", "filter/"):
+        names = [name for name in listed if name.startswith(kind)]
+        assert names == sorted(names)
     assert all("(hfdataopt " in line for line in out)
     status, out, _ = call("plugins", "--options")
     place = next(i for i, line in enumerate(out) if line.startswith("scorer/random"))

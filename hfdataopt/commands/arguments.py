@@ -27,8 +27,10 @@ class Parser(argparse.ArgumentParser):
         raise OptionError(f"{message} ('{self.prog} --help' lists the arguments)")
 
 
-def load_rows(spec: str, default_split: str) -> Any:
+def load_rows(spec: str, default_split: str, streaming: bool = False) -> Any:
     """A dataset from ``PATH`` (.jsonl, .json, .csv, .parquet, or a ``save_to_disk`` folder) or a hub id, ``SPEC:SPLIT``.
+
+    With ``streaming`` it is a stream.
 
     Raises:
         DataError: nothing is there; the message repeats what arrived.
@@ -44,24 +46,26 @@ def load_rows(spec: str, default_split: str) -> Any:
         if where.suffix in LOADERS:
             if not where.is_file():
                 raise DataError(f"the data file {path!r} does not exist")
-            return datasets.load_dataset(LOADERS[where.suffix], data_files=str(where), split="train")
+            return datasets.load_dataset(
+                LOADERS[where.suffix], data_files=str(where), split="train", streaming=streaming
+            )
         if (where / "dataset_info.json").is_file() or (where / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(path)
         else:
-            loaded = datasets.load_dataset(path)
+            loaded = datasets.load_dataset(path, streaming=streaming)
     except DataError:
         raise
     except Exception as error:
         raise DataError(
             f"the dataset {spec!r} could not be loaded: {type(error).__name__}: {first_line(error)}"
         ) from error
-    if isinstance(loaded, datasets.DatasetDict):
+    if isinstance(loaded, datasets.DatasetDict | datasets.IterableDatasetDict):
         if split not in loaded:
             raise DataError(
                 f"the dataset {path!r} has no split {split!r}; it has: {', '.join(loaded)}. Write {path}:SPLIT"
             )
-        return loaded[split]
-    return loaded
+        loaded = loaded[split]
+    return loaded.to_iterable_dataset() if streaming and isinstance(loaded, datasets.Dataset) else loaded
 
 
 def load_pretrained(auto: Any, where: str, **options: Any) -> Any:
@@ -136,7 +140,9 @@ def _labels(dataset: Any, what: str) -> list[Any]:
 OWN = "option_"  # dest of a component's option, so that it cannot be mistaken for an argument of the verb
 
 
-def add_component_options(parser: argparse.ArgumentParser, component: "Component") -> None:
+def add_component_options(
+    parser: argparse.ArgumentParser, component: "Component", leave_out: Sequence[str] = ()
+) -> None:
     """One flag per hyperparameter; values are read as YAML, so ``0.1``, ``auto``, ``[a, b]`` and ``null`` all work.
 
     An option whose name is also an argument of the verb has the flag ``--option_NAME``.
@@ -144,7 +150,7 @@ def add_component_options(parser: argparse.ArgumentParser, component: "Component
     group = parser.add_argument_group(f"options of {component.kind} {component.name}")
     taken = {action.dest for action in parser._actions}
     for field in dataclasses.fields(component.cls):
-        if field.init:
+        if field.init and field.name not in leave_out:
             default = "required" if field.default is dataclasses.MISSING else f"default: {field.default}"
             if field.default_factory is not dataclasses.MISSING:
                 default = f"default: {field.default_factory()}"
@@ -163,6 +169,21 @@ def component_options(component: "Component", arguments: argparse.Namespace) -> 
     """The options of the component that were given."""
     given = vars(arguments)
     return {name: given[OWN + name] for name in component.options if OWN + name in given}
+
+
+def named_component(parser: argparse.ArgumentParser, argv: Sequence[str], kind: str) -> "tuple[Component, str | None]":
+    """The component that ``--KIND`` or the YAML file names, and the file; where neither does, the parser says so."""
+    from hfdataopt.plugins import host
+
+    early = Parser(prog=parser.prog, add_help=False)
+    early.add_argument(f"--{kind}", dest="name")
+    early.add_argument("--config")
+    first, _ = early.parse_known_args(argv)
+    name = first.name or (read_config(first.config).get(kind) if first.config else None)
+    if name is None:  # says what is missing, or prints --help
+        parser.parse_args(argv)
+        raise OptionError(f"--config {first.config}: give the name of a {kind}, here or with --{kind}")
+    return host().get(kind, name), first.config
 
 
 def parse_with_component(parser: argparse.ArgumentParser, argv: Sequence[str], component: "Component") -> Any:
@@ -246,6 +267,8 @@ def _checked(action: argparse.Action, value: Any, who: str) -> Any:
         kinds = bool
     else:
         kinds = action.type if isinstance(action.type, type) else str
+    if kinds is float and type(value) is int:
+        return float(value)
     if type(value) is not kinds:
         raise OptionError(f"{who} takes {kinds.__name__}; got {value!r}")
     if action.choices is not None and value not in action.choices:

@@ -5,7 +5,6 @@ import functools
 from typing import Any
 
 from hfdataopt.commands.arguments import (
-    Parser,
     add_component_options,
     apply_config_file,
     component_options,
@@ -13,12 +12,11 @@ from hfdataopt.commands.arguments import (
     label_names,
     load_pretrained,
     load_rows,
+    named_component,
     parse_with_component,
-    read_config,
     rename_columns,
 )
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.plugins import host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,24 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Score, save, and print the best and worst rows."""
-    early = Parser(prog=parser.prog, add_help=False)
-    early.add_argument("--scorer")
-    early.add_argument("--config")
-    first, _ = early.parse_known_args(argv)
-    name = first.scorer or (read_config(first.config).get("scorer") if first.config else None)
-    if name is None:  # says what is missing, or prints --help
-        parser.parse_args(argv)
-        raise OptionError(f"--config {first.config}: give the name of a scorer, here or with --scorer")
-    component = host().get("scorer", name)
+    component, config = named_component(parser, argv, "scorer")
     add_component_options(parser, component)
-    if first.config:
-        apply_config_file(parser, first.config)
+    if config:
+        apply_config_file(parser, config)
     arguments = parse_with_component(parser, argv, component)
     scorer = component.create(**component_options(component, arguments))
     if arguments.model is None and not arguments.checkpoints:
         raise OptionError("give --model or --checkpoints")
     if scorer.needs_queries and not arguments.queries:
-        raise OptionError(f"scorer {name!r} needs validation data; give --queries")
+        raise OptionError(f"scorer {component.name!r} needs validation data; give --queries")
     if arguments.batch_size < 1 or arguments.show < 0:
         raise OptionError(
             f"--batch_size must be at least 1 and --show at least 0; got {arguments.batch_size} and {arguments.show}"

@@ -6,7 +6,7 @@ with row by row; ``diverse`` depends on the other rows that are kept, and become
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -79,6 +79,11 @@ class Rule:
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__name__
+
+    def __str__(self) -> str:
+        """The rule with what differs from the defaults, as it would be written."""
+        given = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{self.name}({', '.join(given)})"
 
     @property
     def group_column(self) -> str | None:

@@ -1,0 +1,169 @@
+"""``hfdataopt select``: a dataset or a stream reduced to the rows that a filter, scores or a column rank best."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hfdataopt.commands.arguments import (
+    add_component_options,
+    apply_config_file,
+    component_options,
+    load_rows,
+    named_component,
+    parse_with_component,
+)
+from hfdataopt.errors import DataError, OptionError
+
+SIZES = ("fraction", "k", "threshold", "quantile")
+# A flag -> the rules that take it.
+FLAGS = {
+    "balance_by": ("balance",),
+    "temperature": ("sample",),
+    "diverse_method": ("diverse",),
+    "diverse_candidates": ("diverse",),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--filter", required=True, help="name of a filter; 'hfdataopt plugins' lists them")
+    parser.add_argument("--config", help="YAML file of these arguments and the filter's options; the command line wins")
+    parser.add_argument(
+        "--dataset", required=True, help="training data: .jsonl/.csv/.parquet, a saved dataset, or hub id[:split]"
+    )
+    parser.add_argument("--target", help="validation data to compare with, likewise")
+    parser.add_argument(
+        "--output", required=True, help="where the rows go: .jsonl, .csv, .parquet, or a folder for save_to_disk"
+    )
+    parser.add_argument("--fraction", type=float, help="keep this share of the rows")
+    parser.add_argument("--k", type=int, help="keep this many rows")
+    parser.add_argument("--threshold", type=float, help="keep rows with at least this score")
+    parser.add_argument("--quantile", type=float, help="keep rows at or above this quantile of the scores")
+    parser.add_argument(
+        "--rule", choices=("top", "sample", "balance", "diverse"), help="how to keep k or a fraction (default: top)"
+    )
+    parser.add_argument("--balance_by", help="column whose classes get equally many rows, for --rule balance")
+    parser.add_argument("--temperature", type=float, help="of --rule sample (default: 1)")
+    parser.add_argument("--diverse_method", choices=("facility-location", "farthest-first"), help="of --rule diverse")
+    parser.add_argument(
+        "--diverse_candidates", type=float, help="of --rule diverse: choose among this many times as many rows"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --rule sample, and of a filter that draws")
+    parser.add_argument(
+        "--streaming", action="store_true", help="read the dataset as a stream, for one larger than memory"
+    )
+    parser.add_argument("--summary", help="write a JSON summary of the selection to this file")
+    parser.add_argument(
+        "--overlap", nargs="+", help="summaries of other selections of the same dataset to compare with"
+    )
+    parser.add_argument("--quiet", action="store_true", help="do not print the summary")
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Select, write the rows, and print what was kept and dropped; without a size, add the score column to every row."""
+    component, config = named_component(parser, argv, "filter")
+    add_component_options(parser, component, leave_out=("rule",))
+    if config:
+        apply_config_file(parser, config)
+    arguments = parse_with_component(parser, argv, component)
+    options = component_options(component, arguments)
+    if "seed" in component.options:
+        options.setdefault("seed", arguments.seed)
+    filter_ = component.create(**options)
+    rule = _rule(arguments)
+    if arguments.streaming and (arguments.summary or arguments.overlap):
+        raise OptionError("--summary and --overlap need the whole dataset; leave out --streaming")
+    if rule is None and (arguments.summary or arguments.overlap):
+        raise OptionError("--summary and --overlap go with a size; give --fraction, --k, --threshold or --quantile")
+
+    from hfdataopt.selection.select import select
+    from hfdataopt.selection.summary import overlap
+
+    others = {Path(path).stem: _kept_ids(path) for path in arguments.overlap or []}
+    dataset = load_rows(arguments.dataset, "train", arguments.streaming)
+    target = load_rows(arguments.target, "validation") if arguments.target else None
+    if rule is None:
+        _write(dataset.map(filter_.fit(dataset, target), batched=True), arguments.output)
+        return 0
+    if arguments.streaming:
+        _write(select(dataset, filter_, target=target, rule=rule), arguments.output)
+        return 0
+    kept, summary = select(dataset, filter_, target=target, rule=rule, return_summary=True)
+    _write(kept, arguments.output)
+    if arguments.summary:
+        Path(arguments.summary).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.summary).write_text(json.dumps(summary.as_dict(), indent=1))
+    if not arguments.quiet:
+        print(summary)
+    if others:
+        print(overlap({component.name: summary, **others}))
+    return 0
+
+
+def _rule(arguments: argparse.Namespace) -> Any:
+    """The keep rule of the flags; None where none is given."""
+    from hfdataopt.selection import rules
+
+    given = [name for name in SIZES if getattr(arguments, name) is not None]
+    name = arguments.rule or "top"
+    for flag, takers in FLAGS.items():
+        if getattr(arguments, flag) is not None and name not in takers:
+            raise OptionError(f"--{flag} goes with --rule {' or '.join(takers)}")
+    if not given and arguments.rule is None:
+        return None
+    if len(given) != 1:
+        raise OptionError(
+            f"give exactly one of {', '.join(f'--{size}' for size in SIZES)}; got {', '.join(given) or 'none'}"
+        )
+    size = given[0]
+    value = getattr(arguments, size)
+    if size in ("threshold", "quantile"):
+        if arguments.rule is not None:
+            raise OptionError(f"--{size} goes without --rule, which keeps --k or a --fraction")
+        return rules.threshold(value) if size == "threshold" else rules.quantile(value)
+    sizes: dict[str, Any] = {size: value}
+    if name == "balance":
+        if arguments.balance_by is None:
+            raise OptionError("--rule balance needs --balance_by COLUMN")
+        return rules.balance(arguments.balance_by, **sizes)
+    if name == "sample":
+        return rules.sample(**sizes, seed=arguments.seed, **_given(temperature=arguments.temperature))
+    if name == "diverse":
+        more = _given(method=arguments.diverse_method, candidates=arguments.diverse_candidates)
+        return rules.diverse(**sizes, **more)
+    return rules.top(**sizes)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _kept_ids(path: str) -> list[Any]:
+    try:
+        return json.loads(Path(path).read_text())["kept_ids"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--overlap {path}: not a summary written by --summary: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _write(rows: Any, output: str) -> None:
+    """Write a dataset, or a stream row by row, in the format that the name says."""
+    import datasets
+
+    where = Path(output)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    streaming = isinstance(rows, datasets.IterableDataset)
+    try:
+        if where.suffix in (".jsonl", ".json"):
+            rows.to_json(where)
+        elif where.suffix == ".csv":
+            rows.to_csv(where)
+        elif where.suffix == ".parquet":
+            rows.to_parquet(where)
+        elif streaming:
+            raise OptionError(f"--output {output}: a stream is written to a .jsonl, .csv or .parquet file")
+        else:
+            rows.save_to_disk(where)
+    except OSError as error:
+        raise DataError(f"--output {output}: {error}") from error
