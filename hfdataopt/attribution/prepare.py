@@ -51,12 +51,12 @@ def prepare_dataset(
             f"the {side} holds raw text ({', '.join(columns)}); pass processing_class= the tokenizer (to attribute or the Trainer), or tokenize it"
         )
     if "completion" in columns and "prompt" in columns:
-        encode = _encode_completion(processing_class, _longest(model, processing_class), side)
+        encode = _encode_completion(processing_class, longest_input(model, processing_class), side)
         return dataset.map(encode, desc=f"tokenizing the {side}", load_from_cache_file=False), collate_by_padding
     names = next(names for names in TEXT_COLUMNS if set(names) <= set(columns))
     own_labels = is_causal(model) and "labels" not in columns and "label" not in columns
     end = _end_of_text(processing_class) if own_labels else ""
-    limit = _longest(model, processing_class)
+    limit = longest_input(model, processing_class)
 
     def encode_text(row: dict[str, Any]) -> dict[str, Any]:
         texts = [_text_of(row, name, side) for name in names]
@@ -112,7 +112,7 @@ def _has_inputs(columns: list[str], model: Any) -> bool:
     return bool((set(columns) & set(parameters)) - {"label", "labels", "label_ids", "attention_mask"})
 
 
-def _longest(model: Any, tokenizer: Any) -> int | None:
+def longest_input(model: Any, tokenizer: Any) -> int | None:
     """Tokens that the model can read: the tokenizer's limit where it knows one, else the model's number of positions."""
     known = getattr(tokenizer, "model_max_length", None)
     if known is not None and known < 10**9:  # transformers writes 10**30 for "unknown"
