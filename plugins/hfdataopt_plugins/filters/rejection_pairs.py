@@ -101,9 +101,6 @@ class RejectionPairs(Filter):
             raise DataError(f"{self.name}: {what} already has a column {taken[0]!r}; rename or remove it")
         return ("prompt", *(name for name in columns if name not in ("prompt", ROW_ID)))
 
-    def batch(self, columns: Mapping[str, Any]) -> Batch:
-        return self._of_prompts(super().batch(columns))
-
     def scores(self, batch: Batch) -> np.ndarray:
         return super().scores(self._of_prompts(batch))
 
@@ -149,6 +146,7 @@ class RejectionPairs(Filter):
         return Batch(batch.columns, ("prompt",), batch.with_ids, batch.who)
 
     def _rows(self, batch: Batch) -> dict[str, list[Any]]:
+        batch = self._of_prompts(batch)
         if batch.missing.any() and self.on_nan == "error":
             super().scores(batch)  # names the row
         kept = [name for name in self.read or () if name not in ("prompt", self.completions, self.rewards)]
