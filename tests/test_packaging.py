@@ -16,7 +16,8 @@ from hfdataopt.plugins import Host, host
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SCORERS = ROOT / "plugins" / "hfdataopt_plugins" / "scorers"
+METHODS = ROOT / "plugins" / "hfdataopt_plugins"
+PREFIX = {"scorers": "", "filters": "filter-"}  # of an entry point's name; names of methods may repeat across kinds
 
 
 def modules_in_tree() -> set[str]:
@@ -67,16 +68,20 @@ def test_the_entry_points_in_the_wheel_are_those_of_the_project(wheel):
 
 def test_every_method_has_an_entry_point_and_every_entry_point_a_method():
     modules = {
-        f"hfdataopt_plugins.scorers.{path.stem}" for path in SCORERS.glob("*.py") if not path.stem.startswith("_")
+        f"hfdataopt_plugins.{path.parent.name}.{path.stem}"
+        for path in METHODS.glob("*/*.py")
+        if not path.stem.startswith("_")
     }
-    declared = [module for module in PROJECT["entry-points"]["hfdataopt"].values() if ".scorers." in module]
+    declared = list(PROJECT["entry-points"]["hfdataopt"].values())
     assert set(declared) == modules
     assert len(declared) == len(set(declared))
 
 
 def test_an_entry_point_has_the_name_of_a_component_it_registers():
-    for name in PROJECT["entry-points"]["hfdataopt"]:
-        assert name in {component.name for component in host().all_components() if component.source.plugin == name}
+    for name, module in PROJECT["entry-points"]["hfdataopt"].items():
+        prefix = PREFIX[module.split(".")[1]]
+        registered = {component.name for component in host().all_components() if component.source.plugin == name}
+        assert name in {prefix + one for one in registered}
 
 
 def test_all_methods_that_ship_load():

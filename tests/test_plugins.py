@@ -7,7 +7,7 @@ import subprocess
 import sys
 import types
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import hfdataopt
-from hfdataopt import plugins
+from hfdataopt import Filter, plugins
 from hfdataopt.attribution.scorer import Scorer
 from hfdataopt.errors import OptionError, PluginError
 from hfdataopt.hookspecs import hookimpl
@@ -255,8 +255,8 @@ def test_a_clash_of_entry_points_of_one_name_is_settled_by_distribution():
 
 
 def test_across_kinds_a_name_may_repeat():
-    made = scorer("random")
-    host = load(Entry("one", plugin(made), "a"), Entry("two", plugin(made, kind="filter"), "b"))
+    made = dataclass(frozen=True)(type("Made", (Filter,), {"name": "random", "__module__": __name__}))
+    host = load(Entry("one", plugin(scorer("random")), "a"), Entry("two", plugin(made, kind="filter"), "b"))
     assert names_of(host) == ["scorer/random", "filter/random"]
 
 
@@ -309,6 +309,30 @@ def test_every_argument_of_attribute_and_of_the_callback_is_reserved():
 
     taken = {*inspect.signature(attribute).parameters, *inspect.signature(AttributionCallback.__init__).parameters}
     assert taken - {"self", "options", "scorer_options"} == plugins.RESERVED["scorer"]
+
+
+def test_every_argument_of_select_and_every_method_of_a_filter_is_reserved():
+    from hfdataopt import get_filter, select
+    from hfdataopt.selection.filter import WholeFilter
+
+    taken = {*inspect.signature(select).parameters, *inspect.signature(get_filter).parameters} - {
+        "name",
+        "options",
+        "seed",
+        "rule",
+    }
+    methods = {name for name in dir(WholeFilter) if not name.startswith("_")} - {f.name for f in fields(WholeFilter)}
+    facts = {"name", "meaning", "needs_target", "streams", "draws"}
+    assert taken | (methods - facts) == plugins.RESERVED["filter"]
+    made = dataclass(frozen=True)(
+        type(
+            "Made", (Filter,), {"name": "own", "target": 1, "__annotations__": {"target": int}, "__module__": __name__}
+        )
+    )
+    with pytest.raises(
+        PluginError, match=r"the options \['target'\]; these words belong to hfdataopt: rename the fields"
+    ):
+        Host().register(plugin(made, kind="filter"), Source("first"))
 
 
 def test_a_plugin_registers_all_of_its_components_or_none():
