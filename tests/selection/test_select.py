@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hfdataopt import Scores, hookimpl, select, with_row_ids
+from hfdataopt import Scores, balance, diverse, get_filter, hookimpl, quantile, sample, select, top, with_row_ids
 from hfdataopt.attribution.rows import sample_hashes
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.plugins import host
@@ -202,3 +202,105 @@ def test_what_was_done_is_said(capsys):
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "hfdataopt: select: 1 of 6 rows have no score and are not kept"
     assert said[1] == "hfdataopt: select: kept 2 of 6 rows by toy (higher = more helpful to the queries)"
+
+
+# -- filters
+
+
+TEXTS = Dataset.from_dict(
+    {"text": [f"{'word ' * (i * 5 % 13)}{i}" for i in range(30)], "kind": [i % 2 for i in range(30)]}
+)
+
+
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize(
+    "rule", [top(k=4), quantile(0.7), sample(k=5, temperature=3), balance("kind", k=6), diverse(k=5)], ids=str
+)
+def test_a_filter_selects_what_its_map_function_keeps(rule, ids):
+    data = with_row_ids(TEXTS) if ids else TEXTS
+    fitted = get_filter("length", keep=rule).fit(data)
+    expected = data.filter(fitted.keep, batched=True, input_columns=fitted.columns)["text"][:]
+    assert select(data, "length", rule=rule)["text"][:] == expected
+    assert select(data, get_filter("length", keep=rule))["text"][:] == expected
+    assert select(data, get_filter("length"), rule=rule)["text"][:] == expected
+    assert select(data, fitted)["text"][:] == expected, "a fitted filter is used as it is"
+
+
+def test_options_and_seed_reach_a_filter_given_by_name():
+    assert (
+        select(TEXTS, "length", k=3, best="shortest")["text"][:]
+        == select(TEXTS, get_filter("length", best="shortest"), k=3)["text"][:]
+    )
+    assert (
+        select(TEXTS, "random", k=5, seed=4)["text"][:] == select(TEXTS, get_filter("random", seed=4), k=5)["text"][:]
+    )
+    assert select(TEXTS, "random", k=5, seed=4)["text"][:] != select(TEXTS, "random", k=5)["text"][:]
+
+
+def test_a_filter_on_a_stream():
+    stream = TEXTS.to_iterable_dataset(num_shards=3)
+    assert [row["text"] for row in select(stream, "length", threshold=9)] == select(TEXTS, "length", threshold=9)[
+        "text"
+    ][:]
+    fitted = get_filter("length", keep=top(k=4)).fit(TEXTS)
+    assert [row["text"] for row in select(stream, fitted)] == select(TEXTS, fitted)["text"][:]
+    with pytest.raises(OptionError, match="length is fitted already; on a stream fit it with the rule"):
+        select(stream, get_filter("length").fit(TEXTS), k=3)
+
+
+def test_equal_texts_are_told_apart_by_position():
+    data = Dataset.from_dict({"text": ["aa b", "c", "aa b", "aa b"]})
+    assert len(select(data, "length", k=2)) == 2
+
+
+def test_rules_work_on_columns_and_scores_too():
+    data = TEXTS.add_column("value", [float(i) for i in range(30)])
+    assert select(data, "value", rule=balance("kind", k=4))["value"][:] == [26, 27, 28, 29]
+    assert len(select(data, "value", rule=diverse(k=4))) == 4
+    assert select(data, "value", rule=quantile(0.9))["value"][:] == [27, 28, 29]
+    draws = [select(data, "value", rule=sample(k=4, temperature=5, seed=seed))["value"][:] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (
+            lambda: select(TEXTS, "value", k=1),
+            DataError,
+            "no column 'value'; it has: text, kind. And no filter is called so; there are: .*length",
+        ),
+        (
+            lambda: select(TEXTS, "length", rule=top(k=1), k=3),
+            OptionError,
+            "k= goes with a rule's name; top has its own sizes",
+        ),
+        (lambda: select(TEXTS, "length", k=1, target=TEXTS), OptionError, "length: has no use for target="),
+        (
+            lambda: select(TEXTS, "length", k=1, bset="longest"),
+            OptionError,
+            "has no option 'bset' .did you mean 'best'",
+        ),
+        (
+            lambda: select(TEXTS, get_filter("length"), k=1, best="longest"),
+            OptionError,
+            "the options .'best'. belong to a filter given by name",
+        ),
+        (
+            lambda: select(TEXTS, "kind", k=1, best="longest"),
+            OptionError,
+            "best= is used only by a filter; column 'kind'",
+        ),
+        (
+            lambda: select(TEXTS, get_filter("length").fit(TEXTS), k=1, target=TEXTS),
+            OptionError,
+            "is fitted already and has no use for target=",
+        ),
+        (lambda: select(TEXTS, "kind", rule=balance("group", k=1)), DataError, "no column 'group' to balance"),
+        (lambda: select(TEXTS.to_iterable_dataset(), "length", rule=diverse(k=1)), DataError, "rules for streams: top"),
+        (lambda: select(TEXTS, "length"), OptionError, "give exactly one of fraction, k and threshold; got none"),
+    ],
+)
+def test_one_clear_line(act, error, message):
+    with pytest.raises(error, match=message):
+        act()
