@@ -1,6 +1,7 @@
 """Planted flips lie low, the score is cleanlab's on the same probabilities, and it does not depend on batches or order."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from hfdataopt import diverse, get_filter, quantile
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import DataError, MissingDependencyError, OptionError
 from hfdataopt.selection.keys import keys_of, uniform
 
 from .whole import check_whole
@@ -123,6 +124,12 @@ def test_rows_without_label_have_no_score():
     fitted = get_filter("label-errors", on_nan="drop").fit(data)
     scores = data.map(fitted, batched=True)["score_label_errors"][:]
     assert [i for i, score in enumerate(scores) if score is None] == [3]
+
+
+def test_without_cleanlab_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cleanlab.rank", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'hfdataopt\[cleanlab\]'"):
+        get_filter("label-errors").fit(planted()[0])
 
 
 def refused(message, columns, **options):

@@ -1,11 +1,13 @@
 """Near-duplicates against the Jaccard similarity of all pairs, and the same whatever the batches."""
 
+import sys
+
 import numpy as np
 import pytest
 from datasets import Dataset
 
 from hfdataopt import get_filter, threshold
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import DataError, MissingDependencyError, OptionError
 
 from .whole import check_whole
 
@@ -115,6 +117,12 @@ def test_rows_without_text_take_no_part():
     assert data.map(fitted, batched=True)["score_near_duplicates"][:] == [None, 0, 0]
     with pytest.raises(DataError, match="row 0 is None"):
         data.map(get_filter("near-duplicates").fit(data), batched=True)
+
+
+def test_without_datasketch_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'hfdataopt\[filters\]'"):
+        get_filter("near-duplicates").fit(DATA)
 
 
 def test_equal_texts_need_row_ids():
