@@ -27,10 +27,11 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from hfdataopt.selection.encoders import encode
 
 from hfdataopt import get_filter, select, with_row_ids
+from hfdataopt.plugins import host
 from hfdataopt.retraining import Recipe, fine_tune, read_rows, utility
+from hfdataopt.selection.encoders import encode
 from hfdataopt.statistics import mean_interval, rank_correlation
 
 POOL, SHARE, QUERIES = 1000, 0.1, 15
@@ -47,12 +48,12 @@ RANKINGS: dict[str, Ranking] = {
     "bm25": ("bm25", {}, "top"),
     "bm25, max over queries": ("bm25", {"aggregate": "max"}, "top"),
     "dsir": ("dsir", {}, "top"),
-    "dsir, per token": ("dsir", {"score_per": "token"}, "top"),
+    "dsir, per token": ("dsir", {"reduction": "per-token"}, "top"),
     "dsir, sampled": ("dsir", {}, "sample"),
-    "tsds": ("tsds", {"vectors": "vector"}, "top"),
-    "tsds, sampled": ("tsds", {"vectors": "vector"}, "sample"),
-    "rds": ("rds", {"vectors": "vector"}, "top"),
-    "rds, max over queries": ("rds", {"vectors": "vector", "aggregate": "max"}, "top"),
+    "tsds": ("tsds", {"embeddings": "vector"}, "top"),
+    "tsds, sampled": ("tsds", {"embeddings": "vector"}, "sample"),
+    "rds": ("rds", {"embeddings": "vector"}, "top"),
+    "rds, max over queries": ("rds", {"embeddings": "vector", "aggregate": "max"}, "top"),
     "perplexity": ("score_perplexity", {}, "top"),
     "ifd": ("score_ifd", {}, "top"),
     "near-duplicates": ("near-duplicates", {}, "top"),
@@ -82,7 +83,7 @@ def rank(pool: Any, queries: Any, name: str, seed: int) -> Any:
     """The rows that a ranking keeps."""
     by, options, rule = RANKINGS[name]
     needs = by not in pool.column_names and getattr(get_filter(by, **options), "needs_target", False)
-    if by not in pool.column_names and "vectors" not in options:
+    if by not in pool.column_names and "embeddings" not in options:
         pool = pool.select_columns(["prompt", "completion", "category", "row_id"])
         queries = queries.select_columns(["prompt", "completion"])
     return select(pool, by, target=queries if needs else None, fraction=SHARE, rule=rule, seed=seed, **options)
@@ -104,7 +105,9 @@ def precision(
                     strict=True,
                 )
             )
-            for name in RANKINGS:
+            for name, (by, _, _) in RANKINGS.items():
+                if by not in pool.column_names and by not in host().components["filter"]:
+                    continue  # not installed
                 values = found.setdefault(name, {}).setdefault(category, [])
                 if len(values) > seed:
                     continue
@@ -222,7 +225,8 @@ def table(document: dict[str, Any]) -> str:
         seeds = min(len(values) for one in found.values() for values in one.values())
         lines += [
             "",
-            f"Loss on the category's test rows (nats per token; {seeds} seeds) after training on the 100 rows kept, and less that after random ones, paired:",
+            f"Loss on the category's test rows (nats per token; {seeds} seeds) after training on the 100 rows kept, and its paired "
+            "difference from that after random ones:",
             "",
             "| rows | " + " | ".join(categories) + " | mean | less random |",
             "|---" * (len(categories) + 3) + "|",
@@ -277,7 +281,7 @@ def main() -> None:
     categories = arguments.categories or sorted(set(train["category"]))
     train, validation = (embed(data, arguments.encoder) for data in (train, validation))
     if arguments.stage == "precision":
-        for name in COMPUTED:
+        for name in COMPUTED if set(COMPUTED) <= set(host().components["filter"]) else ():
             train = train.map(get_filter(name, model=str(arguments.model)).fit(train), batched=True)
         precision(train, validation, categories, arguments.seeds, document, keep)
     else:
