@@ -81,7 +81,7 @@ def read(rows: int) -> tuple[list[str], list[str], str]:
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
-    words._sha256_buckets.cache_clear()
+    words._sha256_cache.cache_clear()
     with contextlib.redirect_stderr(io.StringIO()):
         start = time.process_time()
         result = run()

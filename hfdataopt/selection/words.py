@@ -4,8 +4,8 @@ import functools
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from itertools import chain
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ import regex  # has Unicode's own \w, which holds combining marks together; tran
 
 from hfdataopt.selection.keys import mix
 
-CACHED = 2**19  # n-grams, some 100 bytes each
+SLOTS = 2**21  # n-grams whose sha256 is kept, 12 bytes each
 
 _WORD = r"\w+"
 _MARK = r"[^\w\s]+"
@@ -36,10 +36,24 @@ def _find(pattern: str, text: str) -> list[str]:
     return (_ASCII if text.isascii() else _UNICODE)[pattern](text)
 
 
+def portions(texts: Sequence[str], characters: int = 2**17) -> Iterator[Sequence[str]]:
+    """Consecutive texts of so many characters together, or one that is longer, so that little is held in memory at a time."""
+    start = size = 0
+    for end, text in enumerate(texts):
+        if end > start and size + len(text) > characters:
+            yield texts[start:end]
+            start, size = end, 0
+        size += len(text)
+    if start < len(texts):
+        yield texts[start:]
+
+
 def hashed_counts(texts: Sequence[str], buckets: int) -> np.ndarray:
     """``[texts, buckets]`` float64: how many words of each text fall into each bucket; punctuation is left out."""
-    keys, lengths = _keys(texts, punctuation=False)
-    cells = np.repeat(np.arange(len(texts)), lengths) * buckets + (keys % np.uint64(buckets)).astype(np.intp)
+    found = _Words(texts, (1,))
+    cells = np.repeat(np.arange(len(texts)), found.lengths) * buckets + (found.keys % np.uint64(buckets)).astype(
+        np.intp
+    )
     return np.bincount(cells, minlength=len(texts) * buckets).reshape(len(texts), buckets).astype(np.float64)
 
 
@@ -49,86 +63,106 @@ def ngram_buckets(
     """The buckets of all 1- to n-grams of words and punctuation.
 
     Args:
-        hash: ``sha256`` of the n-gram's words with a space between, modulo the number of buckets; ``vectorised`` is computed
-            from the characters in numpy.
+        hash: ``sha256`` of the n-gram's words with a space between, modulo the number of buckets; ``vectorised`` is a 64-bit key
+            computed from the characters in numpy, modulo the number of buckets.
 
     Returns:
         ``[ngrams, words of all texts]`` the bucket of the n-gram that begins with this word, or ``buckets`` where it would
         run past the end of its text; and ``[texts]``, the number of words of each.
     """
-    if hash == "sha256":
-        values, lengths = _sha256_values(texts, ngrams, buckets)
-    else:
-        keys, lengths = _keys(texts)
-        values = _combined(keys, ngrams, buckets)
-    rows = np.repeat(np.arange(len(texts)), lengths)
+    words = _Words(texts, (1, 2))
+    rows = np.repeat(np.arange(len(texts)), words.lengths)
     found = np.full((ngrams, len(rows)), buckets, dtype=np.intp)
-    for start, value in enumerate(values):
-        count = len(value)
-        found[start, :count] = np.where(rows[:count] == rows[start:], value, buckets)
-    return found, lengths
+    keys = words.keys
+    for n in range(1, min(ngrams, len(rows)) + 1):
+        if n > 1:
+            keys = mix(keys[:-1]) + words.keys[n - 1 :]
+        inside = np.flatnonzero(rows[: len(keys)] == rows[n - 1 :])
+        if hash == "vectorised":
+            found[n - 1, inside] = keys[inside] % np.uint64(buckets)
+        else:
+            found[n - 1, inside] = _sha256_buckets(words, inside, keys[inside], n, buckets)
+    return found, words.lengths
 
 
-# -- sha256
+class _Cache:
+    """The bucket of an n-gram by its key, where the last n-gram of its slot had that key: constant memory, look-ups in numpy.
 
-
-class _Sha256Buckets(dict[str, int]):
-    """sha256 of a string modulo the number of buckets, kept for up to ``limit`` strings: a look-up of one runs no Python."""
-
-    def __init__(self, buckets: int, limit: int = CACHED):
-        super().__init__()
-        self.buckets = buckets
-        self.limit = limit
-
-    def __missing__(self, text: str) -> int:
-        if len(self) >= self.limit:
-            self.clear()
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        value = self[text] = int.from_bytes(digest, "big") % self.buckets
-        return value
-
-
-_sha256_buckets = functools.lru_cache(maxsize=2)(_Sha256Buckets)
-
-
-def _sha256_values(texts: Sequence[str], ngrams: int, buckets: int) -> tuple[Iterable[np.ndarray], np.ndarray]:
-    """Per n ``[words - n + 1]`` buckets of the n-grams of the words of all texts, and ``[texts]`` how many words each has."""
-    tokens = [words_and_punctuation(text) for text in texts]
-    flat = list(chain.from_iterable(tokens))
-    bucket = _sha256_buckets(buckets).__getitem__
-    joined = (map(" ".join, zip(*(flat[start:] for start in range(n)), strict=False)) for n in range(2, ngrams + 1))
-    values = (np.fromiter(map(bucket, strings), dtype=np.intp) for strings in chain([flat], joined))
-    return values, np.array([len(found) for found in tokens], dtype=np.intp)
-
-
-# -- vectorised
-
-
-def _combined(keys: np.ndarray, ngrams: int, buckets: int) -> Iterable[np.ndarray]:
-    """Per n ``[words - n + 1]`` buckets of the n-grams of words with these keys."""
-    combined = keys
-    for start in range(ngrams):
-        if start:
-            combined = mix(combined[:-1]) + keys[start:]
-        yield (combined % np.uint64(buckets)).astype(np.intp)
-
-
-def _keys(texts: Sequence[str], punctuation: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """``[words of all texts]`` uint64, a key of each, and ``[texts]`` how many each has.
-
-    The key is a sum over characters of code times a number that goes with the place in the word (multilinear hashing), mixed.
+    Of a million n-grams, two have the same key, and so would share a bucket, with a chance of 3e-8.
     """
-    lower = [text.lower() for text in texts]
-    codes = np.frombuffer("\n".join(lower).encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    kinds = _kinds()[codes]
-    starts = np.concatenate([np.zeros(min(1, len(codes)), dtype=np.intp), np.flatnonzero(kinds[1:] != kinds[:-1]) + 1])
-    sizes = np.diff(starts, append=len(codes))
-    places = np.arange(len(codes)) - np.repeat(starts, sizes)
-    factors = mix(np.arange(sizes.max(initial=0), dtype=np.uint64))
-    sums = np.add.reduceat(factors[places] * (codes + np.uint64(1)), starts) if len(codes) else np.zeros(0, np.uint64)
-    kept = kinds[starts] == 1 if not punctuation else kinds[starts] > 0
-    ends = np.cumsum([len(text) + 1 for text in lower])
-    return mix(sums[kept]), np.diff(np.searchsorted(starts[kept], ends), prepend=0)
+
+    def __init__(self, slots: int):
+        self.keys = np.zeros(slots, dtype=np.uint64)
+        self.values = np.zeros(slots, dtype=np.int32)  # bucket + 1; 0 for none
+
+    def get(self, keys: np.ndarray) -> np.ndarray:
+        """``[keys]``: buckets, or -1."""
+        slots = keys % np.uint64(len(self.keys))
+        return np.where(self.keys[slots] == keys, self.values[slots], 0).astype(np.intp) - 1
+
+    def put(self, keys: np.ndarray, buckets: np.ndarray) -> None:
+        slots = keys % np.uint64(len(self.keys))
+        _, last = np.unique(slots[::-1], return_index=True)  # one key for each slot
+        last = len(slots) - 1 - last
+        self.keys[slots[last]], self.values[slots[last]] = keys[last], buckets[last] + 1
+
+
+@functools.lru_cache(maxsize=2)
+def _sha256_cache(buckets: int, thread: int) -> _Cache:
+    return _Cache(SLOTS)
+
+
+def _sha256_buckets(words: "_Words", places: np.ndarray, keys: np.ndarray, n: int, buckets: int) -> np.ndarray:
+    """``[places]``: the buckets of the n-grams that begin there and have these keys."""
+    cache = _sha256_cache(buckets, threading.get_ident())
+    values = cache.get(keys)
+    unknown = np.flatnonzero(values < 0)
+    new, first, inverse = np.unique(keys[unknown], return_index=True, return_inverse=True)
+    firsts = places[unknown[first]]
+    parts = [
+        [words.text[start:end] for start, end in zip(words.starts[at].tolist(), words.ends[at].tolist(), strict=True)]
+        for at in (firsts + place for place in range(n))
+    ]
+    ngrams = map(" ".join, zip(*parts, strict=True))
+    digests = (hashlib.sha256(ngram.encode("utf-8", "surrogatepass")).digest() for ngram in ngrams)
+    found = np.array([int.from_bytes(digest, "big") % buckets for digest in digests], dtype=np.intp)
+    cache.put(new, found)
+    values[unknown] = found[inverse]
+    return values
+
+
+class _Words:
+    """The lower-case words of several texts, found in numpy as ``words_and_punctuation`` finds them.
+
+    Args:
+        kinds: 1 for words, 2 for runs of punctuation marks.
+
+    Attributes:
+        text: all texts, in lower case, on lines of their own.
+        starts, ends: ``[words]``, where in ``text`` each is.
+        keys: ``[words]`` uint64, a hash of the word: a sum over its characters of code times a number that goes with the place
+            (multilinear hashing), mixed.
+        lengths: ``[texts]``, how many words each has.
+    """
+
+    def __init__(self, texts: Sequence[str], kinds: tuple[int, ...]):
+        lower = [text.lower() for text in texts]
+        self.text = "\n".join([*lower, ""])
+        codes = np.frombuffer(self.text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        found = _kinds()[codes]
+        starts = np.flatnonzero(np.diff(found, prepend=255 if len(codes) else 0))
+        sizes = np.diff(starts, append=len(codes))
+        places = np.arange(len(codes)) - np.repeat(starts, sizes)
+        factors = mix(np.arange(sizes.max(initial=0), dtype=np.uint64))
+        sums = (
+            np.add.reduceat(factors[places] * (codes + np.uint64(1)), starts) if len(codes) else codes.astype(np.uint64)
+        )
+        kept = np.isin(found[starts], kinds)
+        self.starts = starts[kept]
+        self.ends = self.starts + sizes[kept]
+        self.keys = mix(sums[kept])
+        stops = np.cumsum([len(text) + 1 for text in lower], dtype=np.intp)
+        self.lengths = np.diff(np.searchsorted(self.starts, stops), prepend=0)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hfdataopt.selection import words as module
-from hfdataopt.selection.words import hashed_counts, ngram_buckets, words, words_and_punctuation
+from hfdataopt.selection.words import hashed_counts, ngram_buckets, portions, words, words_and_punctuation
 
 TEXTS = [
     "Don't stop: naïve CAFÉ_3 ... 你好!",
@@ -97,9 +97,9 @@ def test_keys_of_different_words_differ():
         [f"w{i}" for i in range(4000)] + ["".join(pair) for pair in product(letters, letters)] + ["a" * 99, "a" * 98]
     )
     names = sorted({word for name in names for word in words_and_punctuation(name)})
-    keys, lengths = module._keys(names)
-    assert (lengths == 1).all()
-    assert len(set(keys.tolist())) == len(names) > 4100
+    found = module._Words(names, (1, 2))
+    assert (found.lengths == 1).all()
+    assert len(set(found.keys.tolist())) == len(names) > 4100
 
 
 @pytest.mark.parametrize("hash", ["sha256", "vectorised"])
@@ -121,15 +121,29 @@ def test_hashed_counts_are_the_sum_over_words():
     assert hashed_counts(["Word wORD", "word"], 16).tolist() == (hashed_counts(["word"], 16) * [[2], [1]]).tolist()
 
 
-def test_the_cache_is_bounded_and_changes_nothing():
-    cache = module._Sha256Buckets(97, 3)
-    texts = ["a", "bb", "a", "ccc", "dddd", "a", "bb", "", "bb"]
-    sizes = []
-    for text in texts:
-        assert cache[text] == sha256(text, 97)
-        sizes.append(len(cache))
-    assert max(sizes) == 3
-    assert list(map(cache.__getitem__, texts)) == [sha256(text, 97) for text in texts]
+@pytest.mark.parametrize("slots", [1, 5, 1000])
+def test_a_cache_of_any_size_changes_nothing(monkeypatch, slots):
+    module._sha256_cache.cache_clear()
+    expected = [ngram_buckets([text], 2, 97, "sha256")[0].tolist() for text in TEXTS]
+    module._sha256_cache.cache_clear()
+    monkeypatch.setattr(module, "SLOTS", slots)
+    for _ in range(2):
+        for text, buckets in zip(TEXTS, expected, strict=True):
+            assert ngram_buckets([text], 2, 97, "sha256")[0].tolist() == buckets
+    module._sha256_cache.cache_clear()
+
+
+def test_the_cache_knows_only_the_last_key_of_a_slot():
+    cache = module._Cache(10)
+    cache.put(np.array([3, 13, 4, 23], dtype=np.uint64), np.array([30, 130, 0, 230]))
+    assert cache.get(np.array([3, 13, 23, 4, 14, 0], dtype=np.uint64)).tolist() == [-1, -1, 230, 0, -1, -1]
+
+
+def test_portions_are_all_texts_in_order_and_of_few_characters():
+    texts = ["aaa", "bb", "", "cccccccc", "d", "e", "fff"]
+    found = list(portions(texts, 5))
+    assert found == [["aaa", "bb", ""], ["cccccccc"], ["d", "e", "fff"]]
+    assert list(portions([])) == []
 
 
 def test_buckets_are_the_same_in_another_process():

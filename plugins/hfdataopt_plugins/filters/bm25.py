@@ -13,9 +13,9 @@ from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.selection.filter import TextFilter
 from hfdataopt.selection.source import Batch, Source
+from hfdataopt.selection.words import portions
 
 _TOKEN = re.compile(r"\w\w+")  # finds what bm25s' \b\w\w+\b finds, in less time
-ROWS = 128  # rows at a time, to hold few words and few scores by query in memory
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Bm25(TextFilter):
         """Of a few rows at a time: row, word and frequency of each word that a query holds, and ``[rows]`` lengths."""
         assert self.vocabulary is not None
         other, stop = self.words, self.words + 1
-        for start in range(0, len(batch), ROWS):
-            tokens = [_TOKEN.findall(text.lower()) for text in batch.texts[start : start + ROWS]]
+        for texts in portions(batch.texts):
+            tokens = [_TOKEN.findall(text.lower()) for text in texts]
             sizes = np.fromiter(map(len, tokens), dtype=np.intp, count=len(tokens))
             known = map(self.vocabulary.get, chain.from_iterable(tokens), repeat(other))
             words = np.fromiter(known, dtype=np.intp, count=int(sizes.sum()))

@@ -12,11 +12,10 @@ from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.selection.filter import TextFilter
 from hfdataopt.selection.source import Batch, Source
-from hfdataopt.selection.words import ngram_buckets
+from hfdataopt.selection.words import ngram_buckets, portions
 
 SMOOTHING = 1e-8
 UNIT = 2.0**-30  # weights are whole multiples of it, so that their sum does not depend on its order
-ROWS = 128  # rows at a time, to hold few words in memory
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Dsir(TextFilter):
         return counts[:-1] / total
 
     def _found(self, batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(batch), ROWS):
-            yield ngram_buckets(batch.texts[start : start + ROWS], self.ngrams, self.buckets, self.hash)
+        for texts in portions(batch.texts):
+            yield ngram_buckets(texts, self.ngrams, self.buckets, self.hash)
 
     def score(self, batch: Batch) -> np.ndarray:
         assert self.weights is not None
