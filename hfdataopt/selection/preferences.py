@@ -2,18 +2,26 @@
 
 - :func:`pair_columns`: the columns that hold a pair
 - :func:`pairs_of`: each row as (prompt, chosen, rejected)
+- :class:`MarginFilter`: what filters by a margin of chosen over rejected have in common
 - :func:`reward_functions`: TRL reward functions, made ready once per process
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from hfdataopt.errors import DataError
+import numpy as np
+
+from hfdataopt.attribution.rows import ROW_ID
+from hfdataopt.errors import DataError, OptionError
+from hfdataopt.options import check_range
 from hfdataopt.rewards import RewardFunctions
 from hfdataopt.rewards.texts import is_messages
+from hfdataopt.selection.filter import Filter
 from hfdataopt.selection.source import Batch
 
 Pair = tuple[Any, Any, Any]
+TEXT = ("prompt", "chosen", "rejected")
 
 
 def pair_columns(columns: Sequence[str], who: str, what: str) -> tuple[str, ...]:
@@ -24,7 +32,7 @@ def pair_columns(columns: Sequence[str], who: str, what: str) -> tuple[str, ...]
             f"{who}: {what} has no column {missing[0]!r}; preference rows have chosen, rejected and, unless both begin with it, "
             f"prompt; it has: {', '.join(columns)}"
         )
-    return tuple(name for name in ("prompt", "chosen", "rejected") if name in columns)
+    return tuple(name for name in TEXT if name in columns)
 
 
 def pairs_of(batch: Batch) -> list[Pair | None]:
@@ -69,6 +77,57 @@ def split_prompt(chosen: Any, rejected: Any) -> Pair:
     if differs and common and chosen[common - 1] == " ":  # the space belongs to the answers' first word
         common -= 1
     return chosen[:common], chosen[common:], rejected[common:]
+
+
+@dataclass(frozen=True)
+class MarginFilter(Filter):
+    """A filter whose score says how near the margin of chosen over rejected is to what is asked for.
+
+    To implement: ``margins``, ``reads``.
+
+    Args:
+        best: whether the ``largest`` margins score highest, the ``smallest`` (negative ones first: pairs that are contradicted),
+            or those ``nearest`` to ``value``.
+        value: what ``best="nearest"`` is near to; 0 asks for the pairs that are hardest to tell apart.
+    """
+
+    best: Literal["largest", "smallest", "nearest"] = field(default="largest", kw_only=True)
+    value: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "value")
+        if (self.best == "nearest") != (self.value is not None):
+            raise OptionError(
+                f"{self.name}: best='nearest' and value= go together; got best={self.best!r}, value={self.value}"
+            )
+
+    def margins(self, batch: Batch) -> np.ndarray:
+        """``[rows]`` float64, NaN where there is none."""
+        raise NotImplementedError(f"{type(self).__name__} must implement margins(batch)")
+
+    def score(self, batch: Batch) -> np.ndarray:
+        margins = self.margins(batch)
+        if self.value is not None:
+            return -np.abs(margins - self.value)
+        return margins if self.best == "largest" else -margins
+
+    def reads_numbers(self, names: Sequence[str], columns: Sequence[str], what: str) -> tuple[str, ...]:
+        """These columns, and the text where rows are known by nothing else; :class:`DataError` where one is missing."""
+        for name in names:
+            if name not in columns:
+                raise DataError(f"{self.name}: {what} has no column {name!r}; it has: {', '.join(columns)}")
+        return (*names, *(name for name in TEXT if name in columns and ROW_ID not in columns))
+
+    def numbers(self, batch: Batch, name: str) -> np.ndarray:
+        """``[rows]`` float64 of a column of numbers, NaN for None."""
+        values = list(batch[name])
+        wrong = [
+            v for v in values if v is not None and (isinstance(v, bool) or not isinstance(v, int | float | np.number))
+        ]
+        if wrong:
+            raise DataError(f"{self.name}: column {name!r} must hold numbers; got {wrong[0]!r:.80}")
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 _READY: list[tuple[tuple[Any, ...], RewardFunctions]] = []

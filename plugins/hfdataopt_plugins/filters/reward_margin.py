@@ -2,23 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hfdataopt.attribution.rows import ROW_ID
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
-from hfdataopt.selection.filter import Filter
-from hfdataopt.selection.preferences import other_columns, pair_columns, pairs_of, reward_functions
+from hfdataopt.selection.preferences import (
+    TEXT,
+    MarginFilter,
+    other_columns,
+    pair_columns,
+    pairs_of,
+    reward_functions,
+)
 from hfdataopt.selection.source import Batch
-
-_TEXT = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class RewardMargin(Filter):
+class RewardMargin(MarginFilter):
     """``reward(chosen) - reward(rejected)``, by reward functions or by two columns that hold rewards.
 
     Reads TRL's preference rows, plain or conversational, with an explicit or implicit prompt. Reward functions are called as TRL
@@ -30,9 +34,7 @@ class RewardMargin(Filter):
         reward_weights: a weight per function; 1 each by default.
         reward_processing_classes: a tokenizer per reward model.
         chosen_reward, rejected_reward: columns of rewards instead of functions, e.g. ``score_chosen`` and ``score_rejected``.
-        best: whether the ``largest`` margins score highest, the ``smallest`` (negative ones first: the pairs that the rewards
-            contradict), or those ``nearest`` to ``value``.
-        value: what ``best="nearest"`` is near to; 0 asks for the hardest pairs.
+        best, value: which margins score highest; see :class:`~hfdataopt.selection.preferences.MarginFilter`.
         batch_size: texts in one forward of a reward model; with more than 1, padding may change the last digits of a score.
     """
 
@@ -44,14 +46,11 @@ class RewardMargin(Filter):
     reward_processing_classes: Any = None
     chosen_reward: str | None = None
     rejected_reward: str | None = None
-    best: Literal["largest", "smallest", "nearest"] = "largest"
-    value: float | None = None
     batch_size: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "batch_size", at_least=1)
-        check_range(self, "value")
         columns = [self.chosen_reward, self.rejected_reward]
         if (self.reward_funcs is None) == (columns == [None, None]) or (columns.count(None) == 1):
             raise OptionError(
@@ -62,44 +61,28 @@ class RewardMargin(Filter):
             self.reward_weights is not None or self.reward_processing_classes is not None
         ):
             raise OptionError(f"{self.name}: reward_weights and reward_processing_classes go with reward_funcs")
-        if (self.best == "nearest") != (self.value is not None):
-            raise OptionError(
-                f"{self.name}: best='nearest' and value= go together; got best={self.best!r}, {self.value=}"
-            )
 
     def reads(self, columns: Sequence[str], what: str) -> tuple[str, ...]:
         if self.reward_funcs is not None:
-            others = [name for name in columns if name not in (*_TEXT, ROW_ID)]
+            others = [name for name in columns if name not in (*TEXT, ROW_ID)]
             return (*pair_columns(columns, self.name, what), *others)
         assert self.chosen_reward is not None
         assert self.rejected_reward is not None
-        rewards = (self.chosen_reward, self.rejected_reward)
-        for name in rewards:
-            if name not in columns:
-                raise DataError(f"{self.name}: {what} has no column {name!r}; it has: {', '.join(columns)}")
-        text = () if ROW_ID in columns else tuple(name for name in _TEXT if name in columns)
-        return (*rewards, *text)
+        return self.reads_numbers((self.chosen_reward, self.rejected_reward), columns, what)
 
     def scores(self, batch: Batch) -> np.ndarray:
         if self.reward_funcs is None:
             return super().scores(batch)
         # A column that only reward functions read may hold None.
-        own = tuple(name for name in _TEXT if name in batch.read)
+        own = tuple(name for name in TEXT if name in batch.read)
         return super().scores(Batch(batch.columns, own, batch.with_ids, batch.who))
-
-    def score(self, batch: Batch) -> np.ndarray:
-        margins = self.margins(batch)
-        if self.best == "nearest":
-            assert self.value is not None
-            return -np.abs(margins - self.value)
-        return margins if self.best == "largest" else -margins
 
     def margins(self, batch: Batch) -> np.ndarray:
         """``[rows]`` float64, NaN where a reward is missing."""
         if self.reward_funcs is None:
             assert self.chosen_reward is not None
             assert self.rejected_reward is not None
-            return self._numbers(batch, self.chosen_reward) - self._numbers(batch, self.rejected_reward)
+            return self.numbers(batch, self.chosen_reward) - self.numbers(batch, self.rejected_reward)
         functions = reward_functions(
             self.reward_funcs,
             self.reward_weights,
@@ -114,7 +97,7 @@ class RewardMargin(Filter):
             return margins
         found: list[Any] = [pairs[place] for place in there]
         read = {name: batch[name] for name in [*(self.read or ()), *([ROW_ID] if batch.with_ids else [])]}
-        others = other_columns(read, _TEXT)
+        others = other_columns(read, TEXT)
         columns = {name: 2 * [values[place] for place in there] for name, values in others.items()}
         ids: list[Any] = [batch.ids[place] for place in there]
         rewards = functions(
@@ -126,15 +109,6 @@ class RewardMargin(Filter):
         ).total
         margins[there] = rewards[: len(there)] - rewards[len(there) :]
         return margins
-
-    def _numbers(self, batch: Batch, name: str) -> np.ndarray:
-        values = list(batch[name])
-        wrong = [
-            v for v in values if v is not None and (isinstance(v, bool) or not isinstance(v, int | float | np.number))
-        ]
-        if wrong:
-            raise DataError(f"{self.name}: column {name!r} must hold numbers; got {wrong[0]!r:.80}")
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 @hookimpl
