@@ -239,7 +239,7 @@ def pooled_features(model: Any, batch: dict[str, Any], pooling: Pooling = "auto"
     mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden)
     if pooling == "auto":
         answers = is_language_model(model) and "labels" in batch
-        pooling = "answer" if answers else "last" if _attends_causally(model) else "mean"
+        pooling = "answer" if answers else "last" if attends_causally(model) else "mean"
     if pooling == "mean":
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
     index = mask.argmax(1)
@@ -250,7 +250,8 @@ def pooled_features(model: Any, batch: dict[str, Any], pooling: Pooling = "auto"
     return hidden[torch.arange(len(hidden), device=hidden.device), index]
 
 
-def _attends_causally(model: Any) -> bool:
+def attends_causally(model: Any) -> bool:
+    """Whether tokens see only those before them."""
     inner = unpeft(model)
     if getattr(inner.config, "is_encoder_decoder", False):
         return False

@@ -18,6 +18,7 @@ from hfdataopt.selection.local_models import (
 )
 
 TextPooling = Literal["auto", "mean", "first", "last"]
+_BLOCK = 64
 
 
 def open_encoder(
@@ -138,3 +139,14 @@ def _forward(encoder: LocalModel, batch: dict[str, Any], pooling: TextPooling) -
     own = encoder.kind == "sentence-transformer"
     found = encoder.model(batch)["sentence_embedding"] if own else pooled_features(encoder.model, batch, pooling)
     return found.float().cpu().numpy()
+
+
+def rows_times(vectors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """``vectors [rows, d] @ matrix [d, columns]`` in float64, bit for bit the same for a row whatever rows come with it."""
+    found = np.empty((len(vectors), matrix.shape[1]))
+    block = np.zeros((_BLOCK, len(matrix)))
+    for start in range(0, len(vectors), _BLOCK):
+        part = vectors[start : start + _BLOCK]
+        block[: len(part)], block[len(part) :] = part, 0
+        found[start : start + len(part)] = (block @ matrix)[: len(part)]
+    return found

@@ -43,7 +43,7 @@ class LocalModel:
     Attributes:
         name: for messages.
         live: whether it is the user's own object, which must be left as it was.
-        weights: a hash of all weights.
+        weights: a hash of all weights; of a loaded model also of its configuration and tokenizer.
     """
 
     name: str
@@ -144,10 +144,15 @@ def has_sentence_transformer(model: Any) -> bool:
         return _is_sentence_transformer(model)
     if Path(model).is_dir():
         return (Path(model) / "modules.json").is_file()
+    return _hub_has_modules(str(model))
+
+
+@functools.cache
+def _hub_has_modules(name: str) -> bool:
     from transformers.utils import cached_file
 
     found = cached_file(
-        str(model),
+        name,
         "modules.json",
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
@@ -183,7 +188,15 @@ def _load(
                 tokenizer = processing_class or transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise OptionError(f"{who}: cannot load model={name!r}: {error}") from error
-    return LocalModel(f"{who}: {name}", kind, model.eval(), tokenizer, False, weights_hash(model))
+    parts = weights_hash(model), str(model), str(getattr(model, "config", "")), _describe_tokenizer(tokenizer)
+    identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return LocalModel(f"{who}: {name}", kind, model.eval(), tokenizer, False, identity)
+
+
+def _describe_tokenizer(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else str(getattr(tokenizer, "get_vocab", dict)())
+    return f"{words}{getattr(tokenizer, 'chat_template', None)}"
 
 
 def _sentence_transformer(name: str, place: str, precision: torch.dtype, who: str) -> Any:
@@ -221,8 +234,8 @@ def _live_hash(model: torch.nn.Module) -> str:
 
 
 def width_of(length: int, limit: int | None) -> int:
-    """Tokens of the pass that a row of this length goes into: more than it has, at most a quarter or 16 more; up to ``limit``."""
-    step = max(16, 1 << max(length.bit_length() - 3, 0))
+    """Tokens of the pass that a row of this length goes into: more than it has, at most a quarter or 8 more; up to ``limit``."""
+    step = max(8, 1 << max(length.bit_length() - 3, 0))
     width = (length // step + 1) * step
     return width if limit is None else min(width, limit)
 

@@ -1,0 +1,50 @@
+"""Perplexity of the text, or of the answer given its prompt, under a causal language model on this machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from hfdataopt.hookspecs import hookimpl
+from hfdataopt.selection.language_models import encode_rows, open_language_model, token_losses
+from hfdataopt.selection.local_models import LocalModel
+from hfdataopt.selection.model_filter import ModelFilter
+from hfdataopt.selection.source import Batch
+
+
+@dataclass(frozen=True)
+class Perplexity(ModelFilter):
+    """Exp of the mean negative log-likelihood of a row's tokens, in nats; negated where the lowest is best.
+
+    Of ``prompt`` + ``completion`` and of messages it is the perplexity of the completion (the last message of the assistant) given
+    what stands before it; of several columns named in ``text``, of the last given the others. The end of sequence does not
+    count. A row with nothing to predict, or whose prompt leaves no room for it, has no score (NaN).
+
+    Args:
+        model: hub id or folder of a causal LM, or a live one (in training, say). Required.
+        best: whether a row that the model expects scores highest (``lowest`` perplexity), or one that surprises it.
+    """
+
+    name: ClassVar[str] = "perplexity"
+    meaning: ClassVar[str] = "a text that the model expects (one that surprises it with best='highest')"
+
+    best: Literal["lowest", "highest"] = "lowest"
+
+    def open_model(self, device: str | None) -> LocalModel:
+        return open_language_model(
+            self.model, processing_class=self.processing_class, device=device, dtype=self.dtype, who=self.name
+        )
+
+    def score(self, batch: Batch) -> np.ndarray:
+        lm = self.local_model()
+        with lm.running():
+            rows = encode_rows(batch, lm, self.max_length, self.name)
+            losses = token_losses(lm, rows, self.batch_size)
+        found = np.array([np.exp(loss.mean()) if len(loss) else np.nan for loss in losses])
+        return -found if self.best == "lowest" else found
+
+
+@hookimpl
+def register_filters(register: Callable[..., None]) -> None:
+    register(Perplexity)
