@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from hfdataopt.attribution.task import is_causal
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.generation.prompts import tokenizer_of
-from hfdataopt.selection.local_models import LocalModel, fixed_batches, say_once_that_rows_are_cut
+from hfdataopt.selection.language_models import Tokens, token_losses
+from hfdataopt.selection.local_models import LocalModel, say_once_that_rows_are_cut
 from hfdataopt.selection.preferences import Pair
 
-Tokens = tuple[list[int], list[int], list[int]]  # of prompt, chosen, rejected
+PairTokens = tuple[list[int], list[int], list[int]]  # of prompt, chosen, rejected
 
 
-def pair_tokens(pair: Pair, processing_class: Any, who: str, row: str) -> Tokens:
+def pair_tokens(pair: Pair, processing_class: Any, who: str, row: str) -> PairTokens:
     """Token ids of a pair: plain answers end with the end token, conversations as the chat template has it.
 
     The prompt ends where the three tokenizations (alone, with chosen, with rejected) cease to agree.
@@ -47,33 +47,23 @@ def _agreement(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def answer_logps(
-    lm: LocalModel, pairs: Sequence[Tokens], *, batch_size: int, max_length: int | None
+    lm: LocalModel, pairs: Sequence[PairTokens], *, batch_size: int, max_length: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """``[pairs]`` float64 each: log-probability of chosen and of rejected after the prompt, summed over tokens, in nats.
 
-    Tokens beyond ``max_length``, or what the model can read, do not count; NaN where no token of an answer is left.
+    Tokens beyond ``max_length``, or what the model can read, do not count, nor does a token with nothing before it; NaN where
+    no token of an answer is left.
     """
     limit = lm.limit(max_length)
-    rows = [prompt + answer for prompt, *answers in pairs for answer in answers]
-    starts = [max(len(prompt), 1) for prompt, *_ in pairs for _ in range(2)]  # nothing stands before a first token
-    if limit is not None and any(len(row) > limit for row in rows):
-        say_once_that_rows_are_cut(lm.name, limit)
-        rows = [row[:limit] for row in rows]
-    found = np.full(len(rows), np.nan)
-    pad = getattr(lm.tokenizer, "pad_token_id", None) or 0
+    rows: list[Tokens | None] = []
+    for prompt, *answers in pairs:
+        for answer in answers:
+            if limit is not None and len(prompt) + len(answer) > limit:
+                say_once_that_rows_are_cut(lm.name, limit)
+                answer = answer[: max(0, limit - len(prompt))]
+            rows.append(Tokens(prompt, answer, True) if answer else None)
     with lm.running():
-        for positions, ids, mask in fixed_batches(rows, batch_size, limit, pad):
-            logits = lm.model(input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device)).logits
-            for place, row in enumerate(positions):
-                start, end = starts[row], len(rows[row])
-                if start < end:
-                    scores = logits[place, start - 1 : end - 1].float().log_softmax(-1)
-                    tokens = ids[place, start:end].to(scores.device)
-                    found[row] = float(scores.gather(1, tokens[:, None]).double().sum())
+        losses = token_losses(lm, rows, batch_size)
+    known = [row[~np.isnan(row)] for row in losses]
+    found = np.array([-row.sum() if len(row) else np.nan for row in known])
     return found[::2], found[1::2]
-
-
-def check_causal(lm: LocalModel, who: str) -> None:
-    """Raise :class:`OptionError` unless the model predicts each token from those before."""
-    if not is_causal(lm.model):
-        raise OptionError(f"{who}: {type(lm.model).__name__} is not a causal language model")

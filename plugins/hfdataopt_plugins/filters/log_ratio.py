@@ -10,8 +10,9 @@ import numpy as np
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
-from hfdataopt.selection.local_models import Dtype, LocalModel, open_model
-from hfdataopt.selection.log_ratios import Tokens, answer_logps, check_causal, pair_tokens
+from hfdataopt.selection.language_models import open_language_model
+from hfdataopt.selection.local_models import Dtype, LocalModel
+from hfdataopt.selection.log_ratios import PairTokens, answer_logps, pair_tokens
 from hfdataopt.selection.preferences import MarginFilter, pair_columns, pairs_of
 from hfdataopt.selection.source import Batch, Source
 
@@ -111,7 +112,7 @@ class LogRatio(MarginFilter):
         margin[there] = chosen - rejected
         return margin
 
-    def _tokens(self, batch: Batch) -> tuple[list[Tokens], list[int]]:
+    def _tokens(self, batch: Batch) -> tuple[list[PairTokens], list[int]]:
         """Tokens of the rows that hold a pair, and where these rows are."""
         tokenizer = self._fitted(self._roles[0]).tokenizer
         pairs = [(place, pair) for place, pair in enumerate(pairs_of(batch)) if pair is not None]
@@ -120,11 +121,7 @@ class LogRatio(MarginFilter):
 
     def _open(self, role: Role, device: str | None) -> LocalModel:
         loaded: dict[str, Any] = {"device": device, "dtype": self.dtype} if role in self._loaded else {}
-        lm = open_model(
-            getattr(self, role), "causal-lm", processing_class=self.processing_class, who=self.name, **loaded
-        )
-        check_causal(lm, self.name)
-        return lm
+        return open_language_model(getattr(self, role), processing_class=self.processing_class, who=self.name, **loaded)
 
     def _fitted(self, role: Role) -> LocalModel:
         """The model that the filter was fitted with."""
