@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,6 +255,55 @@ def test_async_rewards_and_evaluation(tmp_path):
     strangers = Dataset.from_dict({"prompt": ["very very", "it it"], "row_id": ["r0", "r1"]})
     trainer.evaluate(strangers)
     np.testing.assert_array_equal(sampler.rates, before)
+
+
+TWO = """
+import os, sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, os.environ["TESTED_ROOT"])
+from hfdataopt.selection.prompt_sampler import PromptSampler
+from tests.selection.test_prompt_sampler import Heard, grpo, rows
+data, heard, out = rows(6), Heard(), sys.argv[1]
+sampler = PromptSampler(data, path=f"{out}/prompts.jsonl")
+trainer = grpo(out, sampler, data, heard)
+trainer.train()
+assert trainer.args.world_size == 2
+import json
+calls = [[names, rewards] for names, _, rewards, _ in heard.calls]
+with open(f"{out}/{trainer.args.process_index}.json", "w") as file:
+    json.dump({"rates": sampler.rates.tolist(), "calls": calls}, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_choose_alike(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(TWO)
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "TESTED_ROOT": str(Path(__file__).parents[2]),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = [json.loads((tmp_path / f"{process}.json").read_text()) for process in (0, 1)]
+    assert found[0]["rates"] == found[1]["rates"]
+    events = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()[1:]]
+    rounds = [event["rows"] for event in events if "round" in event]
+    alpha, beta = np.ones(6), np.ones(6)
+    assert len(found[0]["calls"]) == 4
+    for turn in range(4):
+        names, rewards = ([*found[0]["calls"][turn][part], *found[1]["calls"][turn][part]] for part in (0, 1))
+        chosen = rounds[turn]
+        assert len(set(chosen)) == 4
+        assert names == [f"r{row}" for row in chosen for _ in range(4)]
+        for row, group in zip(chosen, np.reshape(rewards, (4, 4)), strict=True):
+            alpha[row], beta[row] = alpha[row] + group.sum(), beta[row] + (1 - group).sum()
+    np.testing.assert_allclose(found[0]["rates"], alpha / (alpha + beta))
 
 
 def test_attach_refuses(tmp_path):
