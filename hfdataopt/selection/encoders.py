@@ -31,7 +31,7 @@ def open_encoder(
     who: str = "encode",
 ) -> LocalModel:
     """The encoder that ``encode`` takes, for its ``weights``; arguments as there."""
-    own = pooling == "auto" and has_sentence_transformer(model)
+    own = pooling == "auto" and has_sentence_transformer(model, who)
     kind: Any = "sentence-transformer" if own else "encoder"
     return open_model(model, kind, processing_class=processing_class, device=device, dtype=dtype, who=who)
 
@@ -58,7 +58,7 @@ def encode(
         batch_size: texts of one forward pass. It is part of the computation: another one changes the last bits.
         max_length: tokens of a text that are read; None for as many as the model can.
         processing_class: tokenizer of a live model.
-        device: of a model that is loaded; None takes the GPU where there is one. In worker processes it must be ``cpu``.
+        device: of a model that is loaded; None takes the GPU where there is one. In forked worker processes it must be ``cpu``.
         dtype: of a model that is loaded; None for float32.
         who: begins each message.
 

@@ -8,7 +8,6 @@ fill their width, which need no mask, have passes of their own.
 
 import functools
 import hashlib
-import multiprocessing
 import os
 import weakref
 from collections import OrderedDict
@@ -66,27 +65,33 @@ class LocalModel:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run the model inside, without gradients; model, tokenizer and random states are as before afterwards."""
-        if in_worker():
-            if self.device.type != "cpu":
-                raise OptionError(
-                    f"{self.name}: a model on {self.device} cannot run in worker processes; pass device='cpu', or leave "
-                    "num_proc and num_workers out"
-                )
-            if torch.get_num_threads() > 1:  # a forked OpenMP pool hangs, and the workers share the cores
-                torch.set_num_threads(1)
+        _check_process(self.device, self.name)
+        threads = torch.get_num_threads()
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         before = (backend.truncation, backend.padding) if backend is not None else (None, None)
         try:
+            if (
+                os.getpid() != _IMPORTED_IN
+            ):  # in a fork a pool of OpenMP threads would hang, and workers share the cores
+                torch.set_num_threads(1)
             with untouched(self.model), torch.no_grad():
                 yield
         finally:
+            torch.set_num_threads(threads)
             if backend is not None:
                 _restore(backend, *before)
 
 
-def in_worker() -> bool:
-    """Whether this is a child process, forked or spawned, of ``map(num_proc=)`` or of a DataLoader."""
-    return os.getpid() != _IMPORTED_IN or multiprocessing.parent_process() is not None
+def _check_process(device: Any, who: str) -> None:
+    if torch.device(device).type != "cpu" and _in_fork_of_gpu_process():
+        raise OptionError(
+            f"{who}: a model on {device} cannot run in forked worker processes; pass device='cpu' (move a live model), or leave "
+            "num_proc and num_workers out"
+        )
+
+
+def _in_fork_of_gpu_process() -> bool:
+    return torch.cuda._is_in_bad_fork()  # what torch itself asks before it refuses
 
 
 def _restore(backend: Any, truncation: dict[str, Any] | None, padding: dict[str, Any] | None) -> None:
@@ -117,6 +122,7 @@ def open_model(
         MissingDependencyError: sentence-transformers is needed.
     """
     if isinstance(model, torch.nn.Module):
+        _check_process(next(model.parameters()).device, who)
         if device is not None or dtype is not None:
             raise OptionError(f"{who}: device= and dtype= are for models that are loaded; move the live model itself")
         if _is_sentence_transformer(model):
@@ -127,8 +133,9 @@ def open_model(
         return LocalModel(
             who, "encoder" if kind == "sentence-transformer" else kind, model, tokenizer, True, _live_hash(model)
         )
-    if not isinstance(model, str | Path):
-        raise OptionError(f"{who}: model must be a hub id, a folder or a live model; got {type(model).__name__}")
+    _check_named(model, who)
+    if device is not None:
+        _check_process(device, who)
     key = (str(model), kind, device, dtype, id(processing_class), _stamp(Path(model)))
     if key not in _LOADED:
         while len(_LOADED) >= KEPT:
@@ -138,10 +145,16 @@ def open_model(
     return _LOADED[key]
 
 
-def has_sentence_transformer(model: Any) -> bool:
+def _check_named(model: Any, who: str) -> None:
+    if not isinstance(model, str | Path):
+        raise OptionError(f"{who}: model must be a hub id, a folder or a live model; got {type(model).__name__}")
+
+
+def has_sentence_transformer(model: Any, who: str) -> bool:
     """Whether an id, a folder or a live model is one of sentence-transformers (it has ``modules.json``)."""
     if isinstance(model, torch.nn.Module):
         return _is_sentence_transformer(model)
+    _check_named(model, who)
     if Path(model).is_dir():
         return (Path(model) / "modules.json").is_file()
     return _hub_has_modules(str(model))
@@ -151,14 +164,19 @@ def has_sentence_transformer(model: Any) -> bool:
 def _hub_has_modules(name: str) -> bool:
     from transformers.utils import cached_file
 
-    found = cached_file(
-        name,
-        "modules.json",
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return found is not None
+    try:
+        return (
+            cached_file(
+                name,
+                "modules.json",
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+            is not None
+        )
+    except (OSError, ValueError):  # no such model, which loading it will say
+        return False
 
 
 def _is_sentence_transformer(model: Any) -> bool:
@@ -168,7 +186,7 @@ def _is_sentence_transformer(model: Any) -> bool:
 def _load(
     name: str, kind: Kind, processing_class: Any, device: str | None, dtype: Dtype | None, who: str
 ) -> LocalModel:
-    place = device or ("cuda" if not in_worker() and torch.cuda.is_available() else "cpu")
+    place = device or ("cuda" if torch.cuda.is_available() and not _in_fork_of_gpu_process() else "cpu")
     precision = getattr(torch, dtype or "float32")
     try:
         with torch.random.fork_rng(

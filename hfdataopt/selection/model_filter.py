@@ -17,7 +17,9 @@ class ModelFilter(TextFilter):
     To implement: ``open_model``. A subclass that has a ``learn`` of its own calls this one first.
 
     Args:
-        model: hub id or folder, or a live model (which is left as it was, and goes to worker processes with the filter).
+        model: hub id or folder, or a live model. A live one is left as it was, and goes to worker processes with the filter;
+            ``datasets`` hashes all of it, in which a generation config differs from process to process, so that a cached result
+            is found again in the same process only.
         processing_class: tokenizer of a live model.
         batch_size: rows of one forward pass. Scores do not depend on which rows come together, but a part of a pass costs as
             much as a whole: with ``map(batch_size=)`` of 1,000 little is lost.
