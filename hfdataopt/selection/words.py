@@ -169,7 +169,7 @@ class _Words:
 def _kinds() -> np.ndarray:
     """``[code points]``: 1 for a character of words, 2 for a mark, 0 for white space."""
     kinds = np.zeros(sys.maxunicode + 1, dtype=np.uint8)
-    characters = "".join(map(chr, range(len(kinds))))
+    characters = np.arange(len(kinds), dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     for kind, pattern in ((1, _WORD), (2, _MARK)):
         for run in regex.finditer(pattern, characters):
             kinds[run.start() : run.end()] = kind
