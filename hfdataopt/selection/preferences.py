@@ -6,11 +6,13 @@
 - :func:`reward_functions`: TRL reward functions, made ready once per process
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from hfdataopt.attribution.rows import ROW_ID
 from hfdataopt.errors import DataError, OptionError
@@ -130,6 +132,7 @@ class MarginFilter(Filter):
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
+_IMPORTED_IN = os.getpid()
 _READY: list[tuple[tuple[Any, ...], RewardFunctions]] = []
 _MOST = 4
 
@@ -138,6 +141,8 @@ def reward_functions(
     given: Any, weights: Sequence[float] | None, tokenizers: Any, *, batch_size: int, who: str
 ) -> RewardFunctions:
     """:class:`RewardFunctions` of these, kept between batches so that a reward model is loaded once per process."""
+    if os.getpid() != _IMPORTED_IN:  # in a fork a pool of OpenMP threads would hang, and workers share the cores
+        torch.set_num_threads(1)
     key = (given, tokenizers, tuple(weights or ()), batch_size, who)
     for known, functions in _READY:
         if known[0] is given and known[1] is tokenizers and known[2:] == key[2:]:

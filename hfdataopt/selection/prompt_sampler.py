@@ -55,7 +55,8 @@ class PromptSampler(Sampler[int]):
         prior: alpha and beta before any reward.
         discount: how much of what was known of a prompt lasts from a group to the next; below 1 for a model that changes.
         path: a file (JSON lines) that rounds and rewards are written to as they come; a training that is resumed from a checkpoint
-            goes on as it would have. Without it nothing is kept.
+            goes on as it would have. Without it nothing is kept. Save where a batch of generations ends (TRL generates anew when
+            it is resumed within one, and its rewards would count twice).
     """
 
     def __init__(

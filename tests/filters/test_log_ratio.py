@@ -1,12 +1,15 @@
 """log-ratio: DPO's implicit reward margin by hand, and the log-probabilities of TRL's DPOTrainer (written against trl 1.16)."""
 
 import dataclasses
+import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from hfdataopt import get_filter, top
@@ -20,6 +23,10 @@ TEMPLATE = (
     "{% for m in messages %}{{ ('[CLS] ' if m['role'] == 'user' else '[MASK] ') + m['content'] + ' [SEP] ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[MASK] ' }}{% endif %}"
 )
+
+
+ROOT = Path(__file__).parents[3] / "shared"
+DATA, STORIES = ROOT / "data" / "preference" / "hh_helpful_base", ROOT / "models" / "stories260K"
 
 
 def read():
@@ -171,3 +178,23 @@ def test_bad_options():
         f(rows(2, chat=True)[:])
     with pytest.raises(DataError, match="no column 'a'"):
         get_filter("log-ratio", logps=("a", "b")).fit(rows(2))
+
+
+@pytest.mark.skipif(not (DATA.is_dir() and STORIES.is_dir()), reason="../shared with its data and models is not here")
+def test_real_pairs_by_a_real_model():
+    """Against the model's own mean loss over the tokens of each answer."""
+    data = Dataset.from_list([json.loads(line) for line in (DATA / "test.jsonl").open()])
+    data = data.filter(lambda row: sum(map(len, row.values())) < 400).select(range(12))
+    f = get_filter("log-ratio", model=str(STORIES), beta=1.0).fit(data)
+    margins = f.margins(f.batch(data[:]))
+    tokenizer, model = AutoTokenizer.from_pretrained(STORIES), AutoModelForCausalLM.from_pretrained(STORIES).eval()
+    for row, margin in zip(data, margins, strict=True):
+        start = len(tokenizer(row["prompt"])["input_ids"])
+        sums = []
+        for side in ("chosen", "rejected"):
+            ids = torch.tensor([tokenizer(row["prompt"] + row[side] + tokenizer.eos_token)["input_ids"]])
+            labels = ids.clone()
+            labels[:, :start] = -100
+            with torch.no_grad():
+                sums.append(-float(model(input_ids=ids, labels=labels).loss) * (ids.shape[1] - start))
+        assert margin == pytest.approx(sums[0] - sums[1], rel=1e-4, abs=1e-2)

@@ -153,6 +153,13 @@ def test_reward_model_gives_the_same_bits_in_any_batch():
     found = {size: data.map(f, batched=True, batch_size=size)["score_reward_margin"][:] for size in (1, 4, 1000)}
     np.testing.assert_allclose(found[1], expected, rtol=1e-6, atol=1e-9)
     assert found[1] == found[4] == found[1000]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        f(data[:])  # starts the threads, which a forked worker does not have
+        assert data.map(f, batched=True, num_proc=2)["score_reward_margin"][:] == found[1]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_same_rows_whatever_the_way():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from hfdataopt import get_filter
 from hfdataopt.errors import DataError, OptionError, StoreError
@@ -150,10 +150,10 @@ class Heard:
         return rewards
 
 
-def grpo(folder, sampler, data, reward, *, chat=False, **changes):
+def grpo(folder, sampler, data, reward, *, kind=(GRPOTrainer, GRPOConfig), **changes):
     read = tokenizer(special=False)
     read.chat_template = TEMPLATE
-    args = GRPOConfig(
+    args = kind[1](
         **{
             "output_dir": str(folder),
             "use_cpu": True,
@@ -173,7 +173,7 @@ def grpo(folder, sampler, data, reward, *, chat=False, **changes):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = GRPOTrainer(
+        trainer = kind[0](
             model=llama(), args=args, train_dataset=data, processing_class=read, reward_funcs=[sampler.watch(reward)]
         )
     sampler.attach(trainer)
@@ -185,7 +185,7 @@ def test_grpo_reads_its_prompts_here(tmp_path, ids, chat):
     data, heard = rows(6, ids, chat), Heard()
     path = tmp_path / "prompts.jsonl"
     sampler = PromptSampler(data, path=path, discount=0.9)
-    trainer = grpo(tmp_path, sampler, data, heard, chat=chat)
+    trainer = grpo(tmp_path, sampler, data, heard)
     assert trainer.reward_func_names == ["Heard"]
     trainer.train()
     assert len(heard.calls) == 4
@@ -237,6 +237,20 @@ def test_resumed_training_goes_on_as_it_would_have(tmp_path):
     files = [(tmp_path / folder / "prompts.jsonl").read_text() for folder in ("whole", "part")]
     assert files[0] == files[1]
     np.testing.assert_array_equal(whole.rates, resumed.rates)
+
+
+def test_rloo(tmp_path):
+    data, heard = rows(6), Heard()
+    sampler = PromptSampler(data)
+    trainer = grpo(tmp_path, sampler, data, heard, kind=(RLOOTrainer, RLOOConfig), max_steps=2, beta=0.0)
+    trainer.train()
+    seen = {name for names, *_ in heard.calls for name in names}
+    assert len(heard.calls) == 2
+    first = PromptSampler(data, prompts=2).choose(0)
+    assert heard.calls[0][0] == [f"r{row}" for row in first for _ in range(4)]
+    changed = {f"r{row}" for row in np.flatnonzero(sampler.rates != 0.5)}
+    assert changed
+    assert changed <= seen
 
 
 def test_async_rewards_and_evaluation(tmp_path):
