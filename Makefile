@@ -39,6 +39,7 @@ bench: $(VENV)/.test-installed
 	$(BIN)/python benchmarks/shapley_speed.py
 	$(BIN)/python benchmarks/gradient_features.py
 	$(BIN)/python benchmarks/policy_gradients.py
+	$(BIN)/python benchmarks/filter_speed.py
 
 clean:
 	rm -rf $(VENV) build dist demo-output *.egg-info

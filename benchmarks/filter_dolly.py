@@ -215,6 +215,10 @@ def table(document: dict[str, Any]) -> str:
         for name in sorted(found, key=lambda name: -np.mean(average(name))):
             cells = [_interval(found[name][category][:seeds]) for category in categories]
             lines.append(f"| {name} | " + " | ".join(cells) + f" | **{_interval(average(name))}** |")
+        for name, count in document["without_score"].items():
+            lines.append(
+                f"\n{name}: {count} of the training rows have no score (no room for the answer) and come last."
+            )
     if "length_bias" in document:
         lines += [
             "",
@@ -289,13 +293,23 @@ def main() -> None:
     categories = arguments.categories or sorted(set(train["category"]))
     train, validation = (embed(data, arguments.encoder) for data in (train, validation))
     if arguments.stage == "precision":
-        for name in COMPUTED if set(COMPUTED) <= set(host().components["filter"]) else ():
-            train = train.map(get_filter(name, model=str(arguments.model)).fit(train), batched=True)
+        for name in COMPUTED:
+            train, without = with_scores(train, name, str(arguments.model))
+            document.setdefault("without_score", {})[name] = without
         precision(train, validation, categories, arguments.seeds, arguments.rankings, document, keep)
     else:
         test = load(arguments.data, "test")
         training(train, validation, test, arguments.model, categories, arguments.seeds, document, keep)
     print(table(document))
+
+
+def with_scores(data: Any, name: str, model: str) -> tuple[Any, int]:
+    """The dataset with the scores of a filter that needs no target, and how many rows have none; these come last."""
+    fitted = get_filter(name, model=model, on_nan="drop").fit(data)
+    scores = data.map(fitted, batched=True)[fitted.score_column][:]
+    lowest = min(score for score in scores if score is not None) - 1
+    filled = [lowest if score is None else score for score in scores]
+    return data.add_column(fitted.score_column, filled), scores.count(None)
 
 
 def embed(data: Any, encoder: str | None) -> Any:

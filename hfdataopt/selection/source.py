@@ -113,6 +113,26 @@ class Batch:
         except TypeError as error:
             raise DataError(f"{self.who}: column {name!r} must hold text or messages; got {error}") from error
 
+    def numbers(self, name: str) -> np.ndarray:
+        """``[rows]`` float64 of a column of numbers, NaN for None."""
+        try:
+            return np.array([np.nan if value is None else value for value in self[name]], dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self.who}: column {name!r} must hold numbers; {error}") from error
+
+    def vectors(self, name: str) -> np.ndarray:
+        """``[rows, d]`` float32 of a column of equally long lists of numbers, NaN for None."""
+        values = list(self[name])
+        first: Any = next((value for value in values if value is not None), [])
+        width = len(first) if hasattr(first, "__len__") else 0
+        try:
+            found = np.array([[np.nan] * width if value is None else value for value in values], dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self.who}: column {name!r} must hold lists of equally many numbers") from error
+        if found.ndim != 2:
+            raise DataError(f"{self.who}: column {name!r} must hold a list of numbers per row; got {first!r}")
+        return found
+
     @functools.cached_property
     def ids(self) -> list[Any]:
         """``[rows]``: what ties go by, the column ``row_id``, else the keys of the texts."""

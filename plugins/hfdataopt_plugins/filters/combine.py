@@ -53,25 +53,19 @@ class Combine(Filter):
     def learn(self, pool: Source, target: Source | None) -> None:
         if self.of == "values":
             return
-        parts = [[self._numbers(batch, name) for name in self.inputs] for batch in pool.batches()]
+        parts = [[batch.numbers(name) for name in self.inputs] for batch in pool.batches()]
         self.set(tables=tuple(_ranks(np.concatenate(column)) for column in zip(*parts, strict=True)))
 
     def score(self, batch: Batch) -> np.ndarray:
         weights = np.array(self.weights or [1.0] * len(self.inputs))
         total = np.zeros(len(batch))
         for place, (name, weight) in enumerate(zip(self.inputs, weights / weights.sum(), strict=True)):
-            values = self._numbers(batch, name)
+            values = batch.numbers(name)
             if self.tables is not None:
                 known, ranks = self.tables[place]
                 values = np.where(np.isnan(values), np.nan, np.interp(values, known, ranks))
             total = total + weight * values
         return total
-
-    def _numbers(self, batch: Batch, name: str) -> np.ndarray:
-        try:
-            return np.array([np.nan if value is None else value for value in batch[name]], dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"combine: column {name!r} must hold numbers; {error}") from error
 
 
 def _ranks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

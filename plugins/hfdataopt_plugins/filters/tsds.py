@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -89,29 +89,13 @@ class TSDS(WholeFilter):
 
             found = encode(batch.texts, self.model, pooling=self.pooling, max_length=self.max_length, who=self.name)
         else:
-            found = self._column(batch)
+            assert self.embeddings is not None
+            found = batch.vectors(self.embeddings)
         found = np.where(batch.missing[:, None], np.float32(np.nan), found)
         if not self.normalize:
             return found
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
         return found / np.where(lengths > 0, lengths, 1)
-
-    def _column(self, batch: Batch) -> np.ndarray:
-        assert self.embeddings is not None
-        values = list(batch[self.embeddings])
-        first: Any = next((value for value in values if value is not None), [])
-        width = len(first) if hasattr(first, "__len__") else 0
-        try:
-            found = np.array([[np.nan] * width if value is None else value for value in values], dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{self.name}: column {self.embeddings!r} must hold lists of equally many numbers"
-            ) from error
-        if found.ndim != 2:
-            raise DataError(
-                f"{self.name}: column {self.embeddings!r} must hold a list of numbers per row; got {first!r}"
-            )
-        return found
 
     def score_all(self, pool: Source, target: Source | None) -> np.ndarray:
         assert target is not None
