@@ -287,3 +287,12 @@ def test_a_tokenizer_without_a_limit_has_a_very_large_one():
     """By this preparation knows that the model's number of positions is the limit."""
     inner = tokenizer().backend_tokenizer
     assert transformers.PreTrainedTokenizerFast(tokenizer_object=inner).model_max_length >= 10**9, WHO
+
+
+def test_regex_comes_with_transformers():
+    """The words of ``dsir`` are split by it, and it is no requirement of ours."""
+    from importlib.metadata import requires
+
+    assert any(
+        requirement.startswith("regex") and "extra" not in requirement for requirement in requires("transformers")
+    )
