@@ -61,14 +61,16 @@ def _has_text(part: Mapping[str, Any]) -> bool:
 
 def _plain(value: Any) -> str:
     """A cell that is no string, such as messages or a number, as JSON."""
-    return json.dumps(value.tolist() if hasattr(value, "tolist") else value, sort_keys=True, default=str)
+    return json.dumps(
+        value, sort_keys=True, default=lambda part: part.tolist() if hasattr(part, "tolist") else str(part)
+    )
 
 
 class Batch:
     """Some rows, column by column.
 
     Attributes:
-        columns: name -> list of values; only what is looked up is decoded.
+        columns: name -> values, a list or an array of numpy, pyarrow, pandas or torch; only what is looked up is decoded.
         read: the names of the columns that the score is computed from.
         with_ids: whether rows are known by the column ``row_id``, else by their text.
     """
@@ -78,15 +80,21 @@ class Batch:
         self.read = read
         self.with_ids = with_ids
         self.who = who
+        self._lists: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self[self.read[0] if self.read else next(iter(self.columns))])
 
     def __getitem__(self, name: str) -> Any:
-        try:
-            return self.columns[name]
-        except KeyError as error:
-            raise DataError(f"{self.who}: the rows have no column {name!r}, which was there at fit") from error
+        """A column as a list, so that a row is the same to a filter whatever the format of the batch."""
+        if name not in self._lists:
+            try:
+                column = self.columns[name]
+            except KeyError as error:
+                raise DataError(f"{self.who}: the rows have no column {name!r}, which was there at fit") from error
+            to_list = getattr(column, "to_pylist", None) or getattr(column, "tolist", None)
+            self._lists[name] = to_list() if to_list else column
+        return self._lists[name]
 
     @functools.cached_property
     def missing(self) -> np.ndarray:
@@ -138,8 +146,7 @@ class Batch:
         """``[rows]``: what ties go by, the column ``row_id``, else the keys of the texts."""
         if not self.with_ids:
             return self.keys.tolist()
-        column = self[ROW_ID]
-        ids = column.tolist() if hasattr(column, "tolist") else list(column)
+        ids = list(self[ROW_ID])
         if {type(value) for value in ids} not in ({int}, {str}):
             wrong = next(value for value in ids if type(value) not in (int, str) or type(value) is not type(ids[0]))
             raise DataError(f"{self.who}: column 'row_id' must hold only ints or only strings; got {wrong!r}")
