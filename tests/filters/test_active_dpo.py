@@ -119,7 +119,7 @@ def test_bad_options_and_rows():
     data = rows(4)
     with pytest.raises(DataError, match="no column 'h'"):
         get_filter("active-dpo", features=("h", "h_rejected")).fit(data)
-    with pytest.raises(DataError, match="lists of numbers"):
+    with pytest.raises(DataError, match="lists of equally many numbers"):
         get_filter("active-dpo", features=("chosen", "rejected")).fit(data)
     with pytest.raises(OptionError, match="design of 5 rows"):
         get_filter("active-dpo", features=("h_chosen", "h_rejected"), design=5).fit(data)

@@ -96,7 +96,7 @@ class ActiveDPO(WholeFilter):
 
     def score_all(self, pool: Source, target: Source | None) -> np.ndarray:
         batches = list(pool.batches())
-        margins = np.concatenate([self._numbers(batch, self.margins) for batch in batches])
+        margins = _numbers(batches, self.margins)
         if self.method == "certainty":
             return self._certainty(np.abs(margins), batches)
         features = np.concatenate([self.vectors(batch) for batch in batches])
@@ -117,7 +117,7 @@ class ActiveDPO(WholeFilter):
     def hidden(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """``[rows, d]`` of the chosen and of the rejected answers; NaN for a row that lacks one."""
         if self.features is not None:
-            first, second = (self._column(batch, name) for name in self.features)
+            first, second = (batch.vectors(name).astype(np.float64) for name in self.features)
             if first.shape != second.shape:
                 raise DataError(
                     f"{self.name}: {self.features[0]} has {first.shape[1]} numbers, {self.features[1]} {second.shape[1]}"
@@ -158,7 +158,7 @@ class ActiveDPO(WholeFilter):
     def _certainty(self, certainty: np.ndarray, batches: list[Batch]) -> np.ndarray:
         if self.entropy is None:
             return certainty
-        entropy = np.concatenate([self._numbers(batch, self.entropy) for batch in batches])
+        entropy = _numbers(batches, self.entropy)
         known = ~np.isnan(entropy) & ~np.isnan(certainty)
         if not known.any():
             return np.full(len(certainty), np.nan)
@@ -167,21 +167,10 @@ class ActiveDPO(WholeFilter):
         below = np.where(entropy >= limit, 0.0, certainty[known].max() + 1)
         return np.where(known, certainty - below, np.nan)
 
-    def _numbers(self, batch: Batch, name: str | None) -> np.ndarray:
-        if name is None:
-            return np.zeros(len(batch))
-        try:
-            return np.array([np.nan if value is None else value for value in batch[name]], dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{self.name}: column {name!r} must hold numbers") from error
 
-    def _column(self, batch: Batch, name: str) -> np.ndarray:
-        given = list(batch[name])
-        width = next((len(value) for value in given if value is not None), 1)
-        try:
-            return np.array([[np.nan] * width if value is None else value for value in given], dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{self.name}: column {name!r} must hold lists of numbers, all as long") from error
+def _numbers(batches: Sequence[Batch], column: str | None) -> np.ndarray:
+    """``[rows]`` of a column; zeros where there is none."""
+    return np.concatenate([np.zeros(len(batch)) if column is None else batch.numbers(column) for batch in batches])
 
 
 def _text(prompt: Any, answer: Any) -> str:
