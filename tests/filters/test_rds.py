@@ -225,3 +225,39 @@ def test_the_real_minilm_finds_the_topic():
     )
     target = Dataset.from_dict({"text": ["How do I bake bread?", "A recipe for tomato soup, please."]})
     assert sorted(select(data, "rds", target=target, model=folder, k=2)["text"]) == sorted(data["text"][1:4:2])
+
+
+# -- a column of vectors
+
+
+def test_a_column_of_vectors_gives_the_scores_of_the_model(folder):
+    def embedded(data):
+        return data.add_column("vector", encode(data["text"][:], folder).tolist())
+
+    data, target = embedded(DATA), embedded(TARGET)
+    fitted = get_filter("rds", embeddings="vector", keep=top(k=9)).fit(data, target)
+    found = np.array(fitted(data[:])["score_rds"])
+    np.testing.assert_allclose(found, scores(get_filter("rds", model=folder)), atol=1e-12)
+    assert fitted.columns == ["vector", "row_id"]
+    expected = select(DATA, "rds", model=folder, target=TARGET, k=9)["row_id"][:]
+    assert data.filter(fitted.keep, batched=True, input_columns=fitted.columns, batch_size=7)["row_id"][:] == expected
+    assert select(data, fitted)["row_id"][:] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"embeddings": "vector"}, DataError, "rds: the dataset has no column 'vector'; it has: text, label, row_id"),
+        ({"embeddings": "text"}, DataError, "rds: column 'text' must hold lists of equally many numbers"),
+        ({"embeddings": "label"}, DataError, "rds: column 'label' must hold a list of numbers per row; got"),
+        (
+            {"embeddings": "text", "pooling": "last"},
+            OptionError,
+            "rds: pooling= is not read when embeddings= are given",
+        ),
+        ({"embeddings": "text", "model": "x/y"}, OptionError, "rds: model= is not read when embeddings= are given"),
+    ],
+)
+def test_a_column_of_vectors_that_is_none(options, error, message):
+    with pytest.raises(error, match=message):
+        get_filter("rds", **options).fit(DATA, TARGET)

@@ -1,12 +1,12 @@
 """RDS: cosines of a model's representations of rows and of the target's rows (Zhang et al. 2018; as in Xia et al. 2024)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hfdataopt.errors import DataError
+from hfdataopt.errors import DataError, OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.selection.encoders import TextPooling, encode, open_encoder, rows_times
 from hfdataopt.selection.local_models import LocalModel
@@ -21,6 +21,7 @@ class RDS(ModelFilter):
     Args:
         model: hub id or folder of an encoder or causal LM of transformers or of a model of sentence-transformers, or a live model
             (the one in training, say).
+        embeddings: in its place, a column of vectors in the dataset and the target, e.g. from an earlier pass.
         pooling: where the last hidden state is read: at the ``last`` token as the authors do, the ``mean`` over tokens, the
             ``first``; ``auto`` is the model's own way (sentence-transformers), else ``last`` for a causal model and ``mean`` for others.
         query_group: a column of the target; cosines are averaged over the rows of a group.
@@ -33,10 +34,28 @@ class RDS(ModelFilter):
     needs_target: ClassVar[bool] = True
 
     model: Any = field(default="sentence-transformers/all-MiniLM-L6-v2", kw_only=True, repr=False)
+    embeddings: str | None = None
     pooling: TextPooling = "auto"
     query_group: str | None = None
     aggregate: Literal["mean", "max"] | None = None
     directions: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embeddings is None:
+            return
+        defaults = {f.name: f.default for f in fields(self)}
+        options = ("text", "model", "processing_class", "pooling", "max_length", "device", "dtype")
+        unread = [name for name in options if getattr(self, name) != defaults[name]]
+        if unread:
+            raise OptionError(f"{self.name}: {unread[0]}= is not read when embeddings= are given; drop one")
+
+    def reads(self, columns: Sequence[str], what: str) -> tuple[str, ...]:
+        if self.embeddings is None:
+            return super().reads(columns, what)
+        if self.embeddings not in columns:
+            raise DataError(f"{self.name}: {what} has no column {self.embeddings!r}; it has: {', '.join(columns)}")
+        return (self.embeddings,)
 
     def open_model(self, device: str | None) -> LocalModel:
         return open_encoder(
@@ -50,7 +69,8 @@ class RDS(ModelFilter):
 
     def learn(self, pool: Source, target: Source | None) -> None:
         """Sets ``directions [d, groups]``: the mean unit vector of each group, whose product with a row's is the mean cosine."""
-        super().learn(pool, target)
+        if self.embeddings is None:
+            super().learn(pool, target)
         assert target is not None
         if self.query_group is not None and self.query_group not in target.columns:
             raise DataError(
@@ -83,10 +103,15 @@ class RDS(ModelFilter):
         return rows_times(vectors, self.directions).max(axis=1)
 
     def vectors(self, batch: Batch) -> np.ndarray:
-        """``[rows, d]`` float64, unit length; NaN for a row without tokens."""
+        """``[rows, d]`` float64, unit length; NaN for a row without tokens or vector."""
+        found = (self._encode(batch.texts) if self.embeddings is None else batch.vectors(self.embeddings)).astype(float)
+        norms = np.linalg.norm(found, axis=1, keepdims=True)
+        return found / np.where(norms > 0, norms, 1)
+
+    def _encode(self, texts: Sequence[str]) -> np.ndarray:
         self.local_model()
-        found = encode(
-            batch.texts,
+        return encode(
+            texts,
             self.model,
             pooling=self.pooling,
             batch_size=self.batch_size,
@@ -95,9 +120,7 @@ class RDS(ModelFilter):
             device=self.place,
             dtype=self.dtype,
             who=self.name,
-        ).astype(np.float64)
-        norms = np.linalg.norm(found, axis=1, keepdims=True)
-        return found / np.where(norms > 0, norms, 1)
+        )
 
 
 @hookimpl
