@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from hfdataopt.rewards.code_pass_rate import code_pass_rate
     from hfdataopt.rewards.metric import reward_from_metric
     from hfdataopt.rewards.win_rate import win_rate
+    from hfdataopt.selection.curriculum import curriculum
     from hfdataopt.selection.filter import Filter, TextFilter
+    from hfdataopt.selection.prompt_sampler import PromptSampler
     from hfdataopt.selection.rules import balance, diverse, quantile, sample, threshold, top
     from hfdataopt.selection.select import select
 
@@ -27,12 +29,14 @@ _HOME = {
     "Checkpoint": "hfdataopt.attribution.checkpoint",
     "Filter": "hfdataopt.selection.filter",
     "PointwiseScorer": "hfdataopt.attribution.scorer",
+    "PromptSampler": "hfdataopt.selection.prompt_sampler",
     "Scorer": "hfdataopt.attribution.scorer",
     "Scores": "hfdataopt.attribution.scores",
     "TextFilter": "hfdataopt.selection.filter",
     "attribute": "hfdataopt.attribution.attribute",
     "balance": "hfdataopt.selection.rules",
     "code_pass_rate": "hfdataopt.rewards.code_pass_rate",
+    "curriculum": "hfdataopt.selection.curriculum",
     "diverse": "hfdataopt.selection.rules",
     "get_filter": "hfdataopt.plugins",
     "get_scorer": "hfdataopt.plugins",
@@ -51,12 +55,14 @@ __all__ = [
     "Checkpoint",
     "Filter",
     "PointwiseScorer",
+    "PromptSampler",
     "Scorer",
     "Scores",
     "TextFilter",
     "attribute",
     "balance",
     "code_pass_rate",
+    "curriculum",
     "diverse",
     "get_filter",
     "get_scorer",

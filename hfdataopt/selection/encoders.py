@@ -11,6 +11,7 @@ from hfdataopt.attribution.task import pooled_features
 from hfdataopt.selection.local_models import (
     Dtype,
     LocalModel,
+    Pass,
     fixed_batches,
     has_sentence_transformer,
     open_model,
@@ -74,12 +75,18 @@ def encode(
     with encoder.running():
         rows, shared = _tokens(encoder, list(texts), limit)
         if rows is None:
-            found = {place: _alone(encoder, text) for place, text in enumerate(texts)}
+            with torch.no_grad():
+                found = {place: _alone(encoder, text) for place, text in enumerate(texts)}
         else:
-            pad = getattr(encoder.tokenizer, "pad_token_id", None) or 0
-            for positions, ids, mask in fixed_batches(rows, batch_size, limit, pad):
+
+            def forward(one: Pass) -> Iterator[tuple[int, np.ndarray]]:
+                positions, ids, mask = one
                 batch = {"input_ids": ids.to(encoder.device), "attention_mask": mask.to(encoder.device), **shared}
-                found.update(zip(positions, _forward(encoder, batch, pooling), strict=False))
+                return zip(positions, _forward(encoder, batch, pooling), strict=False)
+
+            pad = getattr(encoder.tokenizer, "pad_token_id", None) or 0
+            for part in encoder.each(forward, fixed_batches(rows, batch_size, limit, pad)):
+                found.update(part)
     width = len(next(iter(found.values()))) if found else 1
     vectors = np.full((len(texts), width), np.nan, dtype=np.float32)
     for place, vector in found.items():

@@ -14,6 +14,7 @@ from hfdataopt.generation.prompts import completion_ids, prompt_ids
 from hfdataopt.selection.local_models import (
     Dtype,
     LocalModel,
+    Pass,
     fixed_batches,
     open_model,
     say_once_that_rows_are_cut,
@@ -150,13 +151,15 @@ def token_losses(lm: LocalModel, rows: Sequence[Tokens | None], batch_size: int)
     """Per row ``[completion tokens]`` float64, negative log-likelihoods in nats; to be called inside ``lm.running()``.
 
     Bit for bit the same for a row whatever rows come with it. NaN for a token with nothing before it; empty for None. Memory is
-    ``batch_size`` times tokens times vocabulary.
+    ``batch_size`` times tokens times vocabulary, on a CPU for each of its threads.
     """
     limit = lm.limit(None)
     whole = [[] if row is None else row.prompt + row.completion for row in rows]
     pad = getattr(lm.tokenizer, "pad_token_id", None) or 0
     found = [np.zeros(0) for _ in rows]
-    for positions, ids, mask in fixed_batches(whole, batch_size, limit, pad):
+
+    def run(one: Pass) -> None:
+        positions, ids, mask = one
         ids = ids.to(lm.device)
         logits = lm.model(input_ids=ids, attention_mask=mask.to(lm.device), use_cache=False).logits
         for place, position in enumerate(positions):
@@ -165,4 +168,7 @@ def token_losses(lm: LocalModel, rows: Sequence[Tokens | None], batch_size: int)
             losses = torch.nn.functional.cross_entropy(logits[place, :-1].float(), ids[place, 1:], reduction="none")
             known = np.concatenate([[np.nan], losses.double().cpu().numpy()])
             found[position] = known[len(row.prompt) : len(whole[position])]
+
+    for _ in lm.each(run, fixed_batches(whole, batch_size, limit, pad)):
+        pass
     return found

@@ -11,11 +11,13 @@ import hashlib
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +35,9 @@ KEPT = 3  # loaded models per process
 _LOADED: OrderedDict[tuple[Any, ...], "LocalModel"] = OrderedDict()
 _HASHES: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, str]]" = weakref.WeakKeyDictionary()
 _IMPORTED_IN = os.getpid()
+_AT_ONCE: ContextVar[int] = ContextVar("forward passes at once", default=1)
+Result = TypeVar("Result")
+Pass = tuple[list[int], torch.Tensor, torch.Tensor]  # positions, input_ids, attention_mask
 
 
 @dataclass(frozen=True)
@@ -64,22 +69,43 @@ class LocalModel:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run the model inside, without gradients; model, tokenizer and random states are as before afterwards."""
+        """Run the model inside; model, tokenizer, random states and number of threads are as before afterwards."""
         _check_process(self.device, self.name)
         threads = torch.get_num_threads()
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         before = (backend.truncation, backend.padding) if backend is not None else (None, None)
+        forked = (
+            os.getpid() != _IMPORTED_IN
+        )  # where a pool of OpenMP threads would hang, and the workers share the cores
+        token = _AT_ONCE.set(1 if forked or self.device.type != "cpu" else max(threads, _AT_ONCE.get()))
         try:
-            if (
-                os.getpid() != _IMPORTED_IN
-            ):  # in a fork a pool of OpenMP threads would hang, and workers share the cores
+            if forked or self.device.type == "cpu":
                 torch.set_num_threads(1)
-            with untouched(self.model), torch.no_grad():
+            with untouched(self.model):
                 yield
         finally:
+            _AT_ONCE.reset(token)
             torch.set_num_threads(threads)
             if backend is not None:
                 _restore(backend, *before)
+
+    def each(self, run: Callable[[Pass], Result], passes: Iterable[Pass]) -> Iterator[Result]:
+        """``run`` of each forward pass, in order, without gradients; inside ``running()``.
+
+        On a CPU a pass has one thread, since how a product is shared among threads changes its last bits; as many passes as
+        ``torch`` has threads go at once.
+        """
+
+        def alone(one: Pass) -> Result:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                return run(one)
+
+        at_once = _AT_ONCE.get()
+        if at_once == 1:
+            yield from map(alone, passes)
+            return
+        with ThreadPoolExecutor(at_once) as pool:
+            yield from pool.map(alone, passes)
 
 
 def _check_process(device: Any, who: str) -> None:
@@ -258,9 +284,7 @@ def width_of(length: int, limit: int | None) -> int:
     return width if limit is None else min(width, limit)
 
 
-def fixed_batches(
-    rows: Sequence[Sequence[int]], batch_size: int, limit: int | None, pad: int
-) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+def fixed_batches(rows: Sequence[Sequence[int]], batch_size: int, limit: int | None, pad: int) -> Iterator[Pass]:
     """``(positions, input_ids, attention_mask)`` of passes over all rows that have tokens.
 
     ``input_ids`` and ``attention_mask`` are ``[batch_size, width]`` long, padded on the right; the first ``len(positions)`` rows
