@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hfdataopt import get_filter, select
 from hfdataopt.errors import DataError, OptionError
@@ -234,3 +235,27 @@ def test_a_story_is_expected_and_shuffled_words_are_not():
     found = found_of(str(STORIES), {"text": texts})
     assert found[0] > -10
     assert max(found[1:]) < -50
+
+
+def test_the_number_of_threads_does_not_matter():
+    """A product that several threads share is rounded in another way than that of one thread: a worker process has one."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+    )
+    model, read = LlamaForCausalLM(config), tiny.tokenizer(special=False)
+    read.model_max_length = 512
+    data = Dataset.from_dict({"text": [" ".join(["the film was fine and"] * n) for n in range(1, 60, 3)]})
+    f = get_filter("perplexity", model=model, processing_class=read).fit(data)
+    found = []
+    for threads in (1, 3, 8):
+        torch.set_num_threads(threads)
+        found.append(f(data[:])["score_perplexity"].tolist())
+        assert torch.get_num_threads() == threads
+    assert found[0] == found[1] == found[2]
