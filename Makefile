@@ -7,15 +7,22 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 TORCH_INDEX ?=
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo examples test test-slow test-install lint format bench clean
+.PHONY: demo examples example-ray test test-slow test-install lint format bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/hfdataopt demo
 
 examples: $(VENV)/.demo-installed
+	$(BIN)/python examples/filter_before_sft.py
+	$(BIN)/python examples/filter_stream.py
 	$(BIN)/python examples/find_label_errors.py
+	$(BIN)/python examples/preference_pairs.py
 	$(BIN)/python examples/reward_model_nice.py
 	$(BIN)/python examples/sft_nice_selection.py
+
+example-ray: $(VENV)/.demo-installed
+	$(PIP) -e '.[ray]'
+	$(BIN)/python examples/filter_on_ray.py
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest

@@ -55,8 +55,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def filter_on_ray(rows: Any, target: Any, options: argparse.Namespace) -> tuple[Any, Any]:
     """The rows of a Ray data set that are kept, with their scores, and the fitted filter."""
     # These lines are what you need in a script of your own.
+    execution = ray.data.DataContext.get_current().execution_options
+    execution.preserve_order = True  # the first rows are the same in every run
     first = datasets.Dataset.from_list(rows.take(options.fit_rows))
     best = get_filter(options.filter, keep=quantile(1 - options.fraction), text=options.text).fit(first, target=target)
+    execution.preserve_order = False
 
     def keep(batch: dict[str, Any]) -> dict[str, Any]:
         mask = best.keep(*(batch[name] for name in best.columns))

@@ -29,9 +29,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from hfdataopt import get_filter
+from hfdataopt import curriculum, get_filter
 from hfdataopt.generation import LocalGenerator, as_messages
-from hfdataopt.selection.curriculum import curriculum
 from hfdataopt.selection.rejection_pairs import with_completions
 from hfdataopt.selection.source import as_text
 from hfdataopt.statistics import mean_interval
