@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import TrainerState
 
-from hfdataopt.errors import DataError, StoreError
+from hfdataopt.errors import DataError
+from hfdataopt.files import JsonLines
 from hfdataopt.generation import Completion, Generator
 from hfdataopt.generation.prompts import as_messages
 
@@ -191,32 +192,18 @@ class _Lines:
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
         self.name = f"{what}-{key}"
         self.file = None if folder is None else folder / f"{self.name}.{view.processes.index}.jsonl"
+        self._own = None if self.file is None else JsonLines(self.file, self.who)
         self._memory: list[dict[str, Any]] = view.shared.setdefault(self.name, [])
-        self._cut: bool | None = None  # whether the file ends in the middle of a line
 
     def read(self) -> Iterator[dict[str, Any]]:
         if self.folder is None:
             yield from self._memory
             return
         for file in sorted(self.folder.glob(f"{self.name}.*.jsonl")):
-            for line in file.read_bytes().splitlines():
-                try:
-                    yield json.loads(line)
-                except ValueError:  # the last line of a killed run may be cut short
-                    continue
+            yield from JsonLines(file, self.who).read()
 
     def append(self, document: dict[str, Any]) -> None:
-        if self.file is None:
+        if self._own is None:
             self._memory.append(document)
-            return
-        line = json.dumps(document, allow_nan=False).encode() + b"\n"
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            if self._cut is None:
-                self._cut = self.file.is_file() and not self.file.read_bytes().endswith(b"\n")
-            with self.file.open("ab") as stream:
-                stream.write(b"\n" + line if self._cut else line)
-            self._cut = False
-        except OSError as error:
-            self._cut = None
-            raise StoreError(f"{self.who}: {str(self.file)!r} cannot be written: {error}") from error
+        else:
+            self._own.append(document)

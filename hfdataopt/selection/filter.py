@@ -21,6 +21,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -292,9 +293,10 @@ class WholeFilter(TextFilter):
 
 @functools.cache
 def _code(bases: tuple[type, ...]) -> str:
-    """A hash of the source of the modules that define a filter's class and its bases."""
+    """A hash of the source of the modules that define a filter's class and its bases, and of the engines in this package."""
     modules = {inspect.getmodule(base) for base in bases if base is not object}
-    sources = sorted(_source(module) for module in modules)
+    engines = [file.read_text() for file in Path(__file__).parent.glob("*.py")]
+    sources = sorted([_source(module) for module in modules] + engines)
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
 
 

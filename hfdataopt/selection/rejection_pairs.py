@@ -5,14 +5,20 @@
 - :func:`with_completions`: a dataset of prompts with sampled completions
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hfdataopt.attribution.rows import check_map_style
-from hfdataopt.errors import DataError
-from hfdataopt.generation import Generator, as_messages
+from hfdataopt.errors import DataError, StoreError
+from hfdataopt.files import JsonLines
+from hfdataopt.generation import Completion, Generator, as_messages
+from hfdataopt.gradients import weights_hash
 from hfdataopt.selection.source import Source
 
 Pairs = list[tuple[int, int]]  # (chosen, rejected)
@@ -71,7 +77,14 @@ def paired(positions: Sequence[int], rewards: np.ndarray, min_gap: float) -> Pai
 
 
 def with_completions(
-    dataset: Any, generator: Generator, n: int, *, seed: int = 0, column: str = "completions", batch_size: int = 64
+    dataset: Any,
+    generator: Generator,
+    n: int,
+    *,
+    seed: int = 0,
+    column: str = "completions",
+    batch_size: int = 64,
+    path: str | Path | None = None,
 ) -> Any:
     """The dataset with a column of ``n`` completions per prompt: strings, or one message of the assistant each.
 
@@ -80,9 +93,11 @@ def with_completions(
         generator: e.g. :class:`hfdataopt.generation.LocalGenerator`.
         seed: draws are a function of (seed, row id); without a column ``row_id`` equal prompts share their completions.
         batch_size: prompts handed to the generator together.
+        path: a file (JSON lines) that completions are written to as they come; a run that was killed goes on from it.
 
     Raises:
         DataError: no prompts, or the column is there already.
+        StoreError: the file was written by another generator or seed or for other prompts, or cannot be written.
     """
     who = "with_completions"
     check_map_style(dataset, f"{who}: the dataset")
@@ -93,13 +108,47 @@ def with_completions(
     source = Source(dataset, who, "the dataset")
     source.read = ("prompt",)
     keys = [key if source.with_ids else str(key) for batch in source.batches() for key in batch.ids]
-    prompts = list(dataset["prompt"][:])
-    first = {key: place for place, key in reversed(list(enumerate(keys)))}
-    names = list(dict.fromkeys(keys))
-    made: dict[Any, list[Any]] = {}
+    prompts = dict(zip(reversed(keys), reversed(dataset["prompt"][:]), strict=True))
+    names = list(prompts)[::-1]
+    contents = hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()[:16]
+    made = _Made(generator, seed, contents, None if path is None else Path(path), who)
     for start in range(0, len(names), batch_size):
-        part = names[start : start + batch_size]
-        asked = [prompts[first[key]] for key in part]
-        for key, prompt, found in zip(part, asked, generator.generate(asked, n, keys=part, seed=seed), strict=True):
-            made[key] = [as_messages(completion, prompt) for completion in found]
-    return dataset.add_column(column, [made[key] for key in keys])
+        made.complete({key: prompts[key] for key in names[start : start + batch_size]}, n)
+    return dataset.add_column(
+        column, [[as_messages(made.found[key, k], prompts[key]) for k in range(n)] for key in keys]
+    )
+
+
+class _Made:
+    """Completions by (key, number), kept in a file where there is one."""
+
+    def __init__(self, generator: Generator, seed: int, contents: str, path: Path | None, who: str):
+        self.generator, self.seed, self.found = generator, seed, dict[tuple[Any, int], Completion]()
+        self.lines = None if path is None else JsonLines(path, who)
+        if self.lines is None:
+            return
+        model = getattr(generator, "model", None)
+        weights = weights_hash(model) if isinstance(model, torch.nn.Module) else None
+        described = {"generator": generator.describe(), "seed": seed, "weights": weights, "prompts": contents}
+        records = list(self.lines.read())
+        if not records:
+            self.lines.append(described)
+            return
+        header = records.pop(0)
+        if header != json.loads(json.dumps(described)):
+            raise StoreError(
+                f"{who}: {str(path)!r} holds completions of another generator, seed or prompts ({str(header)[:120]}); give another path"
+            )
+        self.found |= {(line["key"], line["number"]): Completion.from_json(line["completion"]) for line in records}
+
+    def complete(self, prompts: dict[Any, Any], n: int) -> None:
+        """Make what is missing of ``n`` completions of each prompt."""
+        names = list(prompts)
+
+        def done(index: int, number: int, completion: Completion) -> None:
+            if self.lines is not None:
+                self.lines.append({"key": names[index], "number": number, "completion": completion.to_json()})
+
+        have = {(i, k): self.found[key, k] for i, key in enumerate(names) for k in range(n) if (key, k) in self.found}
+        made = self.generator.generate(list(prompts.values()), n, keys=names, seed=self.seed, have=have, on_done=done)
+        self.found |= {(key, k): made[i][k] for i, key in enumerate(names) for k in range(n)}

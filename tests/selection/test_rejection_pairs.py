@@ -8,8 +8,8 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from hfdataopt import get_filter
-from hfdataopt.errors import DataError, OptionError
-from hfdataopt.generation import LocalGenerator
+from hfdataopt.errors import DataError, OptionError, StoreError
+from hfdataopt.generation import Completion, LocalGenerator
 from hfdataopt.selection.keys import keys_of, uniform
 from hfdataopt.selection.rejection_pairs import all_pairs, best_worst, paired, rejection_sample, with_completions
 from hfdataopt.selection.rules import top
@@ -198,6 +198,48 @@ def test_bad_options_and_rows():
     alike = Dataset.from_dict({"prompt": ["a"], "completions": [["x", "y"]]})
     with pytest.raises(DataError, match="none of the 1 prompts"):
         f.fit(alike).pairs(alike)
+
+
+class Counting:
+    """A generator that counts what it is asked for, and may fail."""
+
+    on_policy = False
+
+    def __init__(self, fail_after=None):
+        self.made, self.fail_after = 0, fail_after
+
+    def describe(self):
+        return {"kind": "counting"}
+
+    def generate(self, prompts, n, *, keys, seed=0, have=None, on_done=None):
+        found = [[(have or {}).get((i, k)) for k in range(n)] for i in range(len(prompts))]
+        for i, prompt in enumerate(prompts):
+            for k in range(n):
+                if found[i][k] is None:
+                    if self.made == self.fail_after:
+                        raise RuntimeError("killed")
+                    self.made += 1
+                    found[i][k] = Completion(f"{prompt} {k} {seed}")
+                    on_done(i, k, found[i][k])
+        return found
+
+
+def test_a_killed_run_goes_on_from_its_file(tmp_path):
+    data = Dataset.from_dict({"prompt": [f"p{i}" for i in range(7)], "row_id": list("abcdefg")})
+    whole = with_completions(data, Counting(), 3)["completions"][:]
+    path = tmp_path / "deep" / "made.jsonl"
+    with pytest.raises(RuntimeError, match="killed"):
+        with_completions(data, Counting(fail_after=11), 3, batch_size=2, path=path)
+    path.write_bytes(path.read_bytes()[:-9])  # the last line was cut short
+    again = Counting()
+    assert with_completions(data, again, 3, batch_size=3, path=path)["completions"][:] == whole
+    assert again.made == 7 * 3 - 10
+    more = Counting()
+    assert [found[:3] for found in with_completions(data, more, 5, path=path)["completions"]] == whole
+    assert more.made == 7 * 2, "more completions of each are added to those that are there"
+    for other, options in ((data, {"seed": 1}), (data.select(range(6)), {})):
+        with pytest.raises(StoreError, match="holds completions of another generator, seed or prompts"):
+            with_completions(other, Counting(), 3, path=path, **options)
 
 
 def test_from_a_model_to_dpo(tmp_path):
