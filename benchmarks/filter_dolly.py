@@ -58,7 +58,7 @@ RANKINGS: dict[str, Ranking] = {
     "ifd": ("score_ifd", {}, "top"),
     "near-duplicates": ("near-duplicates", {}, "top"),
 }
-TRAINED = ("random", "length, longest", "bm25", "dsir", "dsir, per token", "tsds", "rds")
+TRAINED = ("random", "length, longest", "bm25", "dsir, per token", "tsds", "rds")
 
 
 def load(folder: Path, split: str) -> datasets.Dataset:
@@ -164,33 +164,36 @@ def training(
     train, test = train.map(tokens), test.map(tokens)
     losses = document.setdefault("training", {})
     before = document.setdefault("before_training", {})
+    counts, queries_of_test = {}, {}
     for category in categories:
         held_out = test.select(np.flatnonzero(np.array(test["category"][:]) == category))
-        queries_of_test = rows_of(held_out)
-        counts = np.array([sum(label != -100 for label in labels) for labels in held_out["labels"]])
+        queries_of_test[category] = rows_of(held_out)
+        counts[category] = np.array([sum(label != -100 for label in labels) for labels in held_out["labels"]])
 
-        def loss(model: Any, rows: Any = queries_of_test, counts: np.ndarray = counts) -> float:
-            return float(-(utility(model, rows).numpy() * counts).sum() / counts.sum())
+    def loss(model: Any, category: str) -> float:
+        per_row = -utility(model, queries_of_test[category]).numpy()
+        return float((per_row * counts[category]).sum() / counts[category].sum())
 
-        before[category] = loss(initial)
-        for seed in range(seeds):
+    for category in categories:
+        before[category] = loss(initial, category)
+    for seed in range(seeds):
+        for category in categories:
             pool, queries = draw(train, validation, category, seed)
             for name in (*TRAINED, "all of the category"):
                 values = losses.setdefault(name, {}).setdefault(category, [])
                 if len(values) > seed:
                     continue
                 if name == "all of the category":
-                    kept = pool.filter(lambda row: row["category"] == category)  # noqa: B023 - used at once
+                    places = np.flatnonzero(np.array(pool["category"][:]) == category)
                 else:
-                    ids = set(rank(pool, queries, name, seed)["row_id"])
-                    kept = pool.filter(lambda row: row["row_id"] in ids)  # noqa: B023
-                model = fine_tune(initial, rows_of(kept), None, seed=seed, **RECIPE.__dict__)
-                values.append(loss(model))
+                    kept = set(rank(pool, queries, name, seed)["row_id"])
+                    places = np.array([place for place, row in enumerate(pool["row_id"][:]) if row in kept])
+                model = fine_tune(initial, rows_of(pool.select(places)), None, seed=seed, **RECIPE.__dict__)
+                values.append(loss(model, category))
                 keep()
         print(
-            category,
-            before[category],
-            {name: round(float(np.mean(one[category])), 3) for name, one in losses.items()},
+            seed,
+            {name: round(float(np.mean([one[c][seed] for c in categories])), 4) for name, one in losses.items()},
             flush=True,
         )
 
@@ -233,7 +236,7 @@ def table(document: dict[str, Any]) -> str:
     if "training" in document:
         found, before = document["training"], document["before_training"]
         categories = list(before)
-        seeds = min(len(values) for one in found.values() for values in one.values())
+        seeds = min(len(found["all of the category"].get(category, ())) for category in categories)
         lines += [
             "",
             f"Loss on the category's test rows (nats per token; {seeds} seeds) after training on the 100 rows kept, and its paired "
