@@ -16,7 +16,6 @@ not computed again. Nothing here was tuned on these draws: options are the filte
 import argparse
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ os.environ.setdefault("HFDATAOPT_QUIET", "1")
 
 import datasets
 import numpy as np
-import torch
 import transformers
+from quiet import quiet_and_single_threaded
 
 from hfdataopt import get_filter, select, with_row_ids
 from hfdataopt.plugins import host
@@ -237,6 +236,7 @@ def table(document: dict[str, Any]) -> str:
         found, before = document["training"], document["before_training"]
         categories = list(before)
         seeds = min(len(found["all of the category"].get(category, ())) for category in categories)
+    if "training" in document and seeds:
         lines += [
             "",
             f"Loss on the category's test rows (nats per token; {seeds} seeds) after training on the 100 rows kept, and its paired "
@@ -282,11 +282,7 @@ def main() -> None:
     if arguments.table:
         print(table(json.loads(arguments.table.read_text())))
         return
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.simplefilter("ignore")
+    quiet_and_single_threaded()
     document: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
 
     def keep() -> None:

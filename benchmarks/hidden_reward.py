@@ -44,6 +44,7 @@ from hidden_reward_data import (
     token_losses,
     words,
 )
+from quiet import quiet_and_single_threaded
 
 from hfdataopt import Checkpoint, attribute
 from hfdataopt.statistics import mean_interval
@@ -424,10 +425,7 @@ def main() -> None:
         return
     if not arguments.model.is_dir():
         raise SystemExit(f"the story model is not at {arguments.model} (--model)")
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    quiet_and_single_threaded()
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model).eval()
     document = Document(arguments.output, arguments.split)

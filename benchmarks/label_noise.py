@@ -19,7 +19,6 @@ import json
 import os
 import tempfile
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +30,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from quiet import quiet_and_single_threaded
 
 from hfdataopt import AttributionCallback, Scorer, get_scorer
 from hfdataopt.attribution.scorer import Result
@@ -255,11 +255,7 @@ def main() -> None:
         return
     if arguments.dataset is None or not arguments.data.is_dir():
         raise SystemExit(f"name a dataset; the data folder {arguments.data} must exist (--data)")
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.simplefilter("ignore")
+    quiet_and_single_threaded()
     document: dict[str, Any] = {"dataset": arguments.dataset, "pool": POOL, "queries": QUERIES, "runs": []}
     if arguments.output and arguments.output.is_file():
         document = json.loads(arguments.output.read_text())

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import datasets
 import numpy as np
-import torch
 import transformers
+from quiet import quiet_and_single_threaded
 
 from hfdataopt import attribute
 from hfdataopt.evaluation import linear_datamodeling_score, measure_subsets
@@ -147,11 +146,7 @@ def main() -> None:
     if arguments.table:
         print(table(json.loads(arguments.table.read_text())))
         return
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.simplefilter("ignore")
+    quiet_and_single_threaded()
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     pool, queries = load(arguments.data, "train", arguments.rows), load(arguments.data, "validation", arguments.queries)

@@ -10,7 +10,6 @@ has one sign in all pools, by each method on the same kernel and utility, with 9
 import argparse
 import json
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 import transformers
 from label_noise import load
+from quiet import quiet_and_single_threaded
 
 from hfdataopt import attribute
 from hfdataopt.attribution.kernels import KernelScorer, TaskKernel
@@ -134,11 +134,7 @@ def main() -> None:
     if arguments.table:
         print(table(json.loads(arguments.table.read_text())))
         return
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.simplefilter("ignore")
+    quiet_and_single_threaded()
     document: dict[str, Any] = {"permutations": arguments.permutations, "runs": []}
     if arguments.output.is_file():
         document = json.loads(arguments.output.read_text())

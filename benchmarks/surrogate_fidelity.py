@@ -13,14 +13,11 @@ What is in ``--work`` is not trained again.
 
 import argparse
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import torch
-import transformers
+from quiet import quiet_and_single_threaded
 from sign_consistency import classifier, data_of, kernel_of
 
 from hfdataopt.evaluation import draw_pairs, kernel_utilities, surrogate_fidelity
@@ -109,11 +106,7 @@ def main() -> None:
     if arguments.table:
         print(table(json.loads(arguments.table.read_text())))
         return
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.simplefilter("ignore")
+    quiet_and_single_threaded()
     document = run(arguments)
     arguments.output.write_text(json.dumps(document, indent=1))
     print(table(document))
