@@ -1,10 +1,11 @@
 # The verbs people need. `make demo` and `make test` work in a fresh clone; a second call installs nothing.
-# TORCH_INDEX=<url> takes torch from another package index, for example one with CPU-only builds.
+# WORKERS=<n> is how many processes run the tests. TORCH_INDEX=<url> takes torch from another package index, for example one with CPU-only builds.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH_INDEX ?=
+WORKERS ?= 2
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
 .PHONY: demo examples example-ray test test-slow test-install lint format bench clean
@@ -25,7 +26,7 @@ example-ray: $(VENV)/.demo-installed
 	$(BIN)/python examples/filter_on_ray.py
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow --timeout 3600
