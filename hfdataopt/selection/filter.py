@@ -12,7 +12,7 @@ one, implement ``reads``, ``learn`` and ``score`` (or inherit from :class:`TextF
 fields declared ``field(init=False, repr=False, compare=False)``.
 
 ``datasets`` caches a transform by the function's *name* and its state, so a filter whose code changes must look different:
-``version`` says so, and ``code``, a hash of the module's source, notices what the author forgot.
+``version`` says so, and ``code``, a hash of the source of the module and of this package, notices what the author forgot.
 """
 
 import copy
@@ -130,7 +130,7 @@ class Filter:
         if self.rule is not None:
             fitted.set(cut=fit_rule(fitted, pool))
         if pool.streaming:
-            say(f"{self.name}: fitted on the first {self.fit_rows} rows of the stream, or on all if it has fewer")
+            say(f"{self.name}: {_rows_used(pool)}")
         return fitted
 
     def set(self, **state: Any) -> None:
@@ -178,8 +178,9 @@ class Filter:
         return self._keep
 
     def _keep(self, *columns: Any) -> list[bool]:
-        if len(columns) == 1 and isinstance(columns[0], Mapping):  # without input_columns
-            given: Mapping[str, Any] = columns[0]
+        if len(columns) == 1 and (isinstance(columns[0], Mapping) or hasattr(columns[0], "columns")):
+            # without input_columns: a dict, or a table of pyarrow or pandas
+            given: Any = columns[0]
         elif len(columns) == len(self.columns):
             given = dict(zip(self.columns, columns, strict=True))
         else:
@@ -305,6 +306,13 @@ def _source(module: Any) -> str:
         return inspect.getsource(module)
     except (OSError, TypeError):  # typed at a prompt
         return getattr(module, "__name__", "")
+
+
+def _rows_used(stream: Source) -> str:
+    """How many rows of a stream ``fit`` used."""
+    parts = [f"fitted on the first {stream.most} rows of the stream"] if stream.most else []
+    parts += [f"keep rule fitted on all {stream.most_whole} rows"] if stream.most_whole else []
+    return ", ".join(parts) or "needed no row of the stream"
 
 
 def _streaming_filters() -> str:

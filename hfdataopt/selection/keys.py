@@ -10,7 +10,7 @@ import numpy as np
 def keys_of(values: Sequence[Any]) -> np.ndarray:
     """``[rows]`` uint64: of an int a bijection, of a string the first 64 bits of BLAKE2b."""
     if len(values) and not isinstance(values[0], str):
-        return mix(np.asarray(values, dtype=np.int64).astype(np.uint64))
+        return mix(np.array([int(value) & (2**64 - 1) for value in values], dtype=np.uint64))
     digests = b"".join(
         hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest() for value in values
     )

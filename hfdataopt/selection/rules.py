@@ -227,6 +227,9 @@ class balance(_Sized):
 
     def choose(self, rows: Candidates) -> np.ndarray:
         assert rows.groups is not None
+        wrong = next((group for group in rows.groups if isinstance(group, list | dict)), None)
+        if wrong is not None:
+            raise DataError(f"{rows.who}: column {self.column!r} must hold classes, one per row; got {wrong!r:.80}")
         members: dict[Any, list[int]] = {}
         for position in np.flatnonzero(~np.isnan(rows.values)).tolist():
             members.setdefault(rows.groups[position], []).append(position)

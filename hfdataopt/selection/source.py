@@ -93,7 +93,10 @@ class Batch:
             except KeyError as error:
                 raise DataError(f"{self.who}: the rows have no column {name!r}, which was there at fit") from error
             to_list = getattr(column, "to_pylist", None) or getattr(column, "tolist", None)
-            self._lists[name] = to_list() if to_list else column
+            values = to_list() if to_list else column
+            if any(isinstance(value, np.generic) for value in values):  # a stream of numpy's format
+                values = [value.item() if isinstance(value, np.generic) else value for value in values]
+            self._lists[name] = values
         return self._lists[name]
 
     @functools.cached_property
@@ -101,9 +104,7 @@ class Batch:
         """``[rows]`` bool: whether one of the columns that are read is None."""
         found = np.zeros(len(self), dtype=bool)
         for name in self.read:
-            column = self[name]
-            if isinstance(column, list) and None in column:
-                found |= np.array([value is None for value in column])
+            found |= np.array([value is None for value in self[name]], dtype=bool)
         return found
 
     @functools.cached_property
@@ -175,6 +176,7 @@ class Source:
         columns: the names of its columns.
         read: those that the score is computed from; set by the filter.
         limit: how many rows are read of a stream; None for all.
+        most, most_whole: how many rows were read in the longest pass, up to the limit and without one.
     """
 
     def __init__(self, dataset: Any, who: str, what: str, *, limit: int | None = None):
@@ -189,6 +191,7 @@ class Source:
         self.dataset, self.who, self.what = dataset, who, what
         self.streaming = isinstance(dataset, datasets.IterableDataset)
         self.limit = limit if self.streaming else None
+        self.most = self.most_whole = 0
         columns = dataset.column_names
         if columns is None:  # a stream after a map function
             columns = list(next(iter(dataset.take(1)), {}))
@@ -214,15 +217,19 @@ class Source:
         if not self.streaming:
             part = part.with_format("arrow")
         seen: list[np.ndarray] = []
-        empty = True
+        count = 0
         for rows in part.iter(BATCH):
             columns = rows if self.streaming else {name: rows[name].to_pylist() for name in names}
             batch = Batch({name: columns[name] for name in names}, self.read, self.with_ids, self.who)
             if not self._ids_checked:
                 seen.append(batch.keys)
-            empty = False
+            count += len(batch)
             yield batch
-        if empty:
+        if whole:
+            self.most_whole = max(self.most_whole, count)
+        else:
+            self.most = max(self.most, count)
+        if not count:
             raise DataError(f"{self.who}: {self.what} is empty")
         if not self._ids_checked:
             self._check_unique(np.concatenate(seen))

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from datasets.fingerprint import Hasher
 
 from hfdataopt import TextFilter, balance, diverse, get_filter, quantile, sample, threshold, top, with_row_ids
 from hfdataopt.errors import DataError, OptionError
+from hfdataopt.selection import filter as host
 from hfdataopt.selection.filter import WholeFilter
 
 
@@ -120,6 +122,23 @@ def test_formatted_datasets_are_read(kind):
         assert kept["text"][:] == rows_kept(DATA, fitted)
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("data", [DATA, WITHOUT_IDS], ids=["ids", "no ids"])
+def test_formatted_streams_are_read(kind, data):
+    fitted = get_filter("random", keep=top(k=9)).fit(data)
+    expected = rows_kept(data, fitted)
+    assert len(expected) == 9
+    assert list(map(str, rows_kept(data.to_iterable_dataset().with_format(kind), fitted))) == expected
+
+
+@pytest.mark.parametrize("kind", [None, "numpy", "pandas", "arrow"])
+def test_input_columns_may_be_left_out(kind):
+    data = WITHOUT_IDS.select_columns(["text"])
+    fitted = get_filter("random", keep=top(k=9)).fit(data)
+    kept = data.with_format(kind).filter(fitted.keep, batched=True).with_format(None)
+    assert kept["text"][:] == rows_kept(data, fitted)
+
+
 def test_every_split_of_a_dict():
     splits = DatasetDict(train=DATA.select(range(100)), test=DATA.select(range(100, 120)))
     fitted = Vowels(rule=threshold(0.0)).fit(splits["train"])
@@ -176,7 +195,21 @@ def test_a_stream_keeps_ties_and_counts_them(capsys):
     assert set(exact) < set(kept)
     said = capsys.readouterr().err
     assert f"vowels: {len(kept) - 7} more rows tie at the lowest score that is kept" in said
-    assert "vowels: fitted on the first 120 rows of the stream, or on all if it has fewer" in said
+    assert "vowels: fitted on the first 120 rows of the stream, keep rule fitted on all 120 rows" in said
+
+
+@pytest.mark.parametrize(
+    ("filter", "said"),
+    [
+        (Vowels(), "vowels: fitted on the first 120 rows of the stream\n"),
+        (Vowels(fit_rows=50, rule=quantile(0.5)), "vowels: fitted on the first 50 rows of the stream\n"),
+        (get_filter("length", keep=top(k=5)), "length: keep rule fitted on all 120 rows\n"),
+        (get_filter("length", keep=threshold(1.0)), "length: needed no row of the stream\n"),
+    ],
+)
+def test_fit_says_how_many_rows_of_a_stream_it_used(filter, said, capsys):
+    filter.fit(DATA.to_iterable_dataset())
+    assert capsys.readouterr().err.endswith(said)
 
 
 def test_k_of_a_stream_is_counted_over_all_of_it_and_a_fraction_over_the_first_rows():
@@ -290,6 +323,21 @@ def test_other_code_is_another_fingerprint(tmp_path, monkeypatch):
     assert hashes[0] != hashes[1]
 
 
+def test_another_engine_is_another_fingerprint(tmp_path, monkeypatch):
+    """A score may change by what a filter's module calls, as the words of ``dsir``."""
+    before = Hasher.hash(Vowels().fit(DATA))
+    for path in Path(host.__file__).parent.glob("*.py"):
+        (tmp_path / path.name).write_text(path.read_text())
+    monkeypatch.setattr(host, "__file__", str(tmp_path / "filter.py"))
+    host._code.cache_clear()
+    assert Hasher.hash(Vowels().fit(DATA)) == before
+    with (tmp_path / "words.py").open("a") as file:
+        file.write("# changed\n")
+    host._code.cache_clear()
+    assert Hasher.hash(Vowels().fit(DATA)) != before
+    host._code.cache_clear()
+
+
 # -- text
 
 
@@ -382,6 +430,11 @@ def test_equal_texts_of_different_scores_need_ids():
             lambda: Vowels(rule=balance("kind", k=3)).fit(DATA),
             DataError,
             "vowels: the dataset has no column 'kind' to balance",
+        ),
+        (
+            lambda: Vowels(rule=balance("kinds", k=1)).fit(Dataset.from_dict({"text": ["a"], "kinds": [[1, 2]]})),
+            DataError,
+            r"vowels: column 'kinds' must hold classes, one per row; got .1, 2.",
         ),
         (
             lambda: Vowels(rule=top(k=1)).fit(DATA).keep(["a"]),

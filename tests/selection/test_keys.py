@@ -15,7 +15,7 @@ def test_keys_do_not_depend_on_the_company():
 
 
 def test_ints_keep_apart_whatever_their_size():
-    ids = [0, 1, -1, 2**62, -(2**62), *range(10, 5000)]
+    ids = [0, 1, -1, 2**62, -(2**62), 2**64 - 3, *range(10, 5000)]
     assert len(set(keys_of(ids).tolist())) == len(ids)
 
 

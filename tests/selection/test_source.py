@@ -61,8 +61,9 @@ def test_messages_in_nested_arrays_have_the_key_of_lists():
     ]
     plain = Batch({"messages": rows}, ("messages",), False, "test")
     parts = [of_objects(row) for row in rows]
-    for given in (of_objects(parts), pa.array(rows), parts):
+    for given in (of_objects(parts), pa.array(rows), parts, pd.Series(parts)):
         batch = Batch({"messages": given}, ("messages",), False, "test")
+        assert not batch.missing.any()
         assert batch.keys.tolist() == plain.keys.tolist()
         assert batch.texts == plain.texts
 
