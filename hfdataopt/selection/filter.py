@@ -20,7 +20,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -120,7 +120,11 @@ class Filter:
         if not pool.with_ids and (self.draws or (self.rule is not None and self.rule.draws)):
             say_once_that_text_is_the_key()
         fitted = copy.copy(self)
-        fitted.set(code=_code(type(self).__mro__), with_ids=pool.with_ids, read=self.reads(pool.columns, "the dataset"))
+        fitted.set(
+            code=_code(type(self).__mro__) + _code_given(self),
+            with_ids=pool.with_ids,
+            read=self.reads(pool.columns, "the dataset"),
+        )
         pool.read = fitted.read or ()
         queries = None
         if target is not None:
@@ -299,6 +303,17 @@ def _code(bases: tuple[type, ...]) -> str:
     engines = [file.read_text() for file in Path(__file__).parent.glob("*.py")]
     sources = sorted([_source(module) for module in modules] + engines)
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
+
+
+def _code_given(filter: Filter) -> str:
+    """A hash of the source of the modules of functions that are options, such as rewards; empty where there are none."""
+    values = [getattr(filter, f.name) for f in fields(filter) if f.init]
+    each = [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
+    found = {inspect.getmodule(one if inspect.isroutine(one) else type(one)) for one in each if callable(one)}
+    sources = sorted(
+        _source(module) for module in found if getattr(module, "__name__", "") != "__main__"
+    )  # hashed by value
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16] if sources else ""
 
 
 def _source(module: Any) -> str:

@@ -1,13 +1,15 @@
 """reward-margin: differences of rewards, by functions, a reward model and columns, in each of TRL's preference formats."""
 
+import importlib
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from transformers import GPT2Config, GPT2ForSequenceClassification
 from trl.data_utils import maybe_extract_prompt
 
@@ -220,3 +222,24 @@ def test_real_pairs():
     found = np.array([len(c.split()) - len(r.split()) for c, r in zip(kept["chosen"], kept["rejected"], strict=True)])
     assert len(kept) >= len(lines) // 10
     assert sorted(found)[-100:] == sorted(margins)[-100:]
+
+
+def test_a_reward_of_other_code_is_not_served_from_the_cache(tmp_path, monkeypatch):
+    """``datasets`` hashes a function of a module by its name alone."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Dataset.from_dict({"prompt": ["p"], "chosen": ["aaa"], "rejected": ["b"]}).save_to_disk(tmp_path / "data")
+    data = load_from_disk(tmp_path / "data")
+    files = []
+    for factor in (1, 30):
+        (tmp_path / "own_reward.py").write_text(
+            f"def own(completions, **columns):\n    return [{factor} * len(text) for text in completions]\n"
+        )
+        monkeypatch.delitem(sys.modules, "own_reward", raising=False)
+        importlib.invalidate_caches()
+        own = importlib.import_module("own_reward").own
+        scored = data.map(get_filter("reward-margin", reward_funcs=[own]).fit(data), batched=True)
+        assert scored["score_reward_margin"][:] == [2 * factor]
+        files += scored.cache_files
+    monkeypatch.delitem(sys.modules, "own_reward")
+    assert len({file["filename"] for file in files}) == 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hfdataopt import Scores, get_filter, select, top
+from hfdataopt import Scores, diverse, get_filter, select, top
 from hfdataopt.attribution.rows import sample_hashes
 from hfdataopt.errors import DataError, OptionError
 
@@ -52,6 +52,22 @@ def test_select_by_it_is_select_by_the_scores():
     )
 
 
+def test_other_columns_may_hold_none():
+    data = PLAIN.add_column("note", [None, "a", None, "b", None, None])
+    fitted = get_filter("scores", given=scores(data), on_nan="drop", keep=top(k=2)).fit(data)
+    assert data.filter(fitted.keep, batched=True, input_columns=fitted.columns)["text"][:] == ["b", "f"]
+
+
+@pytest.mark.parametrize("data", [WITH_IDS, PLAIN], ids=["row_id", "position"])
+def test_diverse_reads_the_text(data):
+    texts = ["one two", "one two", "three", "four", "one two three", "one two"]
+    data = data.remove_columns("text").add_column("text", [f"{text} {i}" for i, text in enumerate(texts)])
+    found = select(data, get_filter("scores", given=scores(data), text="text", on_nan="drop"), rule=diverse(k=2))
+    assert found["text"][:] == select(data, scores(data), rule=diverse(k=2))["text"][:]
+    with pytest.raises(OptionError, match=r"scores: the rule diverse .* say which columns with text="):
+        select(data, get_filter("scores", given=scores(data), on_nan="drop"), rule=diverse(k=2))
+
+
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
@@ -66,6 +82,11 @@ def test_select_by_it_is_select_by_the_scores():
             "another order",
         ),
         (lambda: get_filter("scores", given=scores(PLAIN), keep=top(k=1)).fit(PLAIN), DataError, "has no score"),
+        (
+            lambda: get_filter("scores", given=scores(WITH_IDS), on_nan="drop").fit(WITH_IDS).fit(WITH_IDS),
+            OptionError,
+            "scores: a fitted copy no longer holds its scores",
+        ),
         (
             lambda: get_filter("scores", given=scores(PLAIN)).fit(PLAIN.to_iterable_dataset()),
             DataError,

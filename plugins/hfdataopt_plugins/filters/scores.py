@@ -11,7 +11,7 @@ from hfdataopt.attribution.scores import Scores
 from hfdataopt.errors import OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.selection.filter import WholeFilter
-from hfdataopt.selection.source import Source
+from hfdataopt.selection.source import Batch, Source
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class FromScores(WholeFilter):
 
     Args:
         given: :class:`~hfdataopt.Scores`, or the folder that they were saved to.
+        text: columns that ``diverse`` tells rows apart by, and by which rows without ``row_id`` are found; None for all columns.
     """
 
     name: ClassVar[str] = "scores"
@@ -35,9 +36,18 @@ class FromScores(WholeFilter):
             )
 
     def reads(self, columns: Sequence[str], what: str) -> tuple[str, ...]:
-        if ROW_ID in columns:
-            return (ROW_ID,)
-        return super().reads(columns, what) if self.text is not None else tuple(columns)
+        if self.text is not None:
+            return super().reads(columns, what)
+        return (ROW_ID,) if ROW_ID in columns else tuple(columns)
+
+    def scores(self, batch: Batch) -> np.ndarray:
+        batch.missing = np.zeros(len(batch), dtype=bool)  # columns only tell rows apart, and may hold None
+        return super().scores(batch)
+
+    def vectors(self, batch: Batch) -> np.ndarray:
+        if self.text is None:
+            raise OptionError("scores: the rule diverse tells rows apart by their text; say which columns with text=")
+        return super().vectors(batch)
 
     def learn(self, pool: Source, target: Source | None) -> None:
         super().learn(pool, target)
@@ -46,6 +56,8 @@ class FromScores(WholeFilter):
         )  # the fitted copy looks rows up in a table and need not carry all of the scores into each worker
 
     def score_all(self, pool: Source, target: Source | None) -> np.ndarray:
+        if self.given == "":
+            raise OptionError("scores: a fitted copy no longer holds its scores; fit the filter that it was made from")
         scores = self.given if isinstance(self.given, Scores) else Scores.load(self.given)
         return scores.align(pool.dataset)
 
