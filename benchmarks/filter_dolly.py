@@ -306,9 +306,9 @@ def with_scores(data: Any, name: str, model: str) -> tuple[Any, int]:
     """The dataset with the scores of a filter that needs no target, and how many rows have none; these come last."""
     fitted = get_filter(name, model=model, on_nan="drop").fit(data)
     scores = data.map(fitted, batched=True)[fitted.score_column][:]
-    lowest = min(score for score in scores if score is not None) - 1
-    filled = [lowest if score is None else score for score in scores]
-    return data.add_column(fitted.score_column, filled), scores.count(None)
+    missing = np.isnan(scores)
+    filled = np.where(missing, np.nanmin(scores) - 1, scores)
+    return data.add_column(fitted.score_column, filled.tolist()), int(missing.sum())
 
 
 def embed(data: Any, encoder: str | None) -> Any:

@@ -112,9 +112,10 @@ class DiagonalPosterior:
         observed: LayerGradients | None,
         ridge: float,
         pairs: Any = None,
+        scale: float = 1.0,
     ) -> None:
         self.mean, self.ridge = mean.double(), ridge
-        self._pool = pool
+        self._pool, self._scale = pool, scale
         self._sums = [
             torch.full((d.shape[1], h.shape[1]), ridge, dtype=d.dtype, device=d.device) for h, d in _factors(pool)
         ]
@@ -132,7 +133,7 @@ class DiagonalPosterior:
                 total += delta[reference] @ other @ h[reference]
         if reference is not None:
             total[reference] = 0.0
-        return self.ridge * total.clamp_min(0.0).double()
+        return self._scale * self.ridge * total.clamp_min(0.0).double()
 
     def add(self, row: int, against: int | None = None) -> None:
         """Count an observation of ``row`` (or of its difference to ``against``) whose outcome is not known yet."""

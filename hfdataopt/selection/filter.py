@@ -48,7 +48,7 @@ class Filter:
 
     Args:
         rule: a keep rule (:mod:`hfdataopt.selection.rules`); ``get_filter(name, keep=rule)`` sets it.
-        on_nan: a row that has no text or no score is an ``error``, or is ``drop``-ped (its score is None).
+        on_nan: a row that has no text or no score is an ``error``, or is ``drop``-ped (its score is NaN).
         fit_rows: how many rows ``fit`` reads of a stream.
         column: name of the score column; None for ``score_NAME``.
     """
@@ -106,6 +106,15 @@ class Filter:
             DataError: columns are missing or hold no text, ``row_id`` repeats, no row has a score, or the filter or its rule
                 cannot be fitted on a stream.
         """
+        fitted, pool = self.learned(dataset, target)
+        if self.rule is not None:
+            fitted.set(cut=fit_rule(fitted, pool))
+        if pool.streaming:
+            say(f"{self.name}: {_rows_used(pool)}")
+        return fitted
+
+    def learned(self, dataset: Any, target: Any = None) -> tuple[Self, Source]:
+        """``fit`` without its last step, the fitting of the keep rule; and the dataset as it is read."""
         if self.needs_target and target is None:
             raise OptionError(f"{self.name}: compares rows with validation data; give target=")
         if not self.needs_target and target is not None:
@@ -131,11 +140,7 @@ class Filter:
             queries = Source(target, self.name, "target")
             queries.read = self.reads(queries.columns, "target")
         fitted.learn(pool, queries)
-        if self.rule is not None:
-            fitted.set(cut=fit_rule(fitted, pool))
-        if pool.streaming:
-            say(f"{self.name}: {_rows_used(pool)}")
-        return fitted
+        return fitted, pool
 
     def set(self, **state: Any) -> None:
         """Set fitted state; only for ``fit`` and ``learn``, which work on a copy."""
@@ -160,12 +165,12 @@ class Filter:
         return list(dict.fromkeys([*(self.read or ()), *ids, *([group] if group else [])]))
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The score column of a batch of columns, for ``map(..., batched=True)``."""
+        """The score column of a batch of columns, for ``map(..., batched=True)``: ``[rows]`` float64, NaN for a dropped row.
+
+        Not None: ``datasets`` takes the type of a column from its first rows, and a column of None has none.
+        """
         self._check_fitted("the filter")
-        scores = self.scores(self.batch(batch))
-        if not np.isnan(scores).any():
-            return {self.score_column: scores}
-        return {self.score_column: [None if np.isnan(value) else float(value) for value in scores]}
+        return {self.score_column: self.scores(self.batch(batch))}
 
     @property
     def keep(self) -> Any:

@@ -1,6 +1,5 @@
 """Fitting a keep rule to the scores of a dataset or a stream: what the map function will compare single rows with."""
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,7 +103,7 @@ def _fit_on_stream(fitted: "Filter", pool: Source) -> Cut:
         rows = Candidates(values, lambda positions: positions.tolist(), groups, None, fitted.name)
         chosen = rule.choose(rows)
         exact = rule.cut(rows, chosen)
-        cut = dataclasses.replace(exact, limits={group: (limit, None) for group, (limit, _) in exact.limits.items()})
+        cut = Cut({group: (limit, None) for group, (limit, _) in exact.limits.items()}, unseen="dropped")
         ties = int(cut(values, rows.ids, groups).sum()) - len(chosen)
     if ties:
         say(f"{fitted.name}: {ties} more rows tie at the lowest score that is kept, and are kept as well")

@@ -121,16 +121,6 @@ class MarginFilter(Filter):
                 raise DataError(f"{self.name}: {what} has no column {name!r}; it has: {', '.join(columns)}")
         return (*names, *(name for name in TEXT if name in columns and ROW_ID not in columns))
 
-    def numbers(self, batch: Batch, name: str) -> np.ndarray:
-        """``[rows]`` float64 of a column of numbers, NaN for None."""
-        values = list(batch[name])
-        wrong = [
-            v for v in values if v is not None and (isinstance(v, bool) or not isinstance(v, int | float | np.number))
-        ]
-        if wrong:
-            raise DataError(f"{self.name}: column {name!r} must hold numbers; got {wrong[0]!r:.80}")
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
 
 _IMPORTED_IN = os.getpid()
 _READY: list[tuple[tuple[Any, ...], RewardFunctions]] = []

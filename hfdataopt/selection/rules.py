@@ -4,6 +4,7 @@
 with row by row; ``diverse`` depends on the other rows that are kept, and becomes the set of those rows.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from hfdataopt.attribution.scores import count_of
+from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.options import check_options, check_range
 from hfdataopt.selection.keys import gumbel
@@ -44,16 +46,21 @@ class Cut:
 
     Attributes:
         limits: group (None where rows are not grouped) -> ``(value, last id)``; None as the id keeps every tie.
+        unseen: what a group without limits is: an ``error``, or ``dropped`` (which is said), where only the first rows of a stream
+            were seen.
     """
 
     limits: dict[Any, tuple[float, Any]]
+    unseen: Literal["error", "dropped"] = "error"
 
     def __call__(self, values: np.ndarray, ids: Ids, groups: Sequence[Any] | None = None) -> np.ndarray:
         """``[rows]`` bool."""
         kept = np.zeros(len(values), dtype=bool)
         strange = set(groups or ()) - self.limits.keys()
-        if strange:
+        if strange and self.unseen == "error":
             raise DataError(f"balance: the class {strange.pop()!r} was not among the rows that the rule was fitted on")
+        for group in strange:
+            _say_that_it_is_dropped(group)
         for group, (limit, last) in self.limits.items():
             mine = True if groups is None else np.array([value == group for value in groups], dtype=bool)
             kept |= mine & (values > limit if last is not None else values >= limit)
@@ -61,6 +68,11 @@ class Cut:
             if last is not None and len(tied):
                 kept[tied] = [value <= last for value in ids(tied)]
         return kept
+
+
+@functools.cache
+def _say_that_it_is_dropped(group: Any) -> None:
+    say(f"balance: the class {group!r} was not among the first rows of the stream (fit_rows=); its rows are dropped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +146,11 @@ class _Sized(Rule):
 
     def size(self, rows: Candidates) -> int:
         """How many to keep of these rows."""
-        count, scored = count_of(self.k, self.fraction, len(rows.values)), int((~np.isnan(rows.values)).sum())
+        scored = int((~np.isnan(rows.values)).sum())
+        try:
+            count = count_of(self.k, self.fraction, len(rows.values))
+        except OptionError as error:
+            raise OptionError(f"{rows.who}: {self.name}: {error}") from error
         if count > scored:
             raise OptionError(f"{rows.who}: {self.name} asks for {count} rows but only {scored} have a score")
         return count

@@ -35,7 +35,7 @@ def select(
     k: int | None = None,
     threshold: float | None = None,
     rule: str | Rule | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     return_summary: bool = False,
     **options: Any,
 ) -> Any:
@@ -50,7 +50,7 @@ def select(
         rule: ``top`` keeps the best, ties by row id; ``sample`` draws rows without replacement with probability
             proportional to exp(score), as a function of (seed, row id); or an instance of a rule, such as
             ``balance("label", k=100)``, which has its own sizes. None: the filter's own rule, else ``top``.
-        seed: of ``sample``, and of a filter given by name that has an option ``seed``.
+        seed: of the rule ``sample`` given by name, and of a filter given by name that has an option ``seed``; None for 0.
         return_summary: whether to return ``(dataset, SelectionSummary)``.
         options: of a filter given by name.
 
@@ -65,7 +65,7 @@ def select(
     if not streaming:
         check_map_style(dataset, "select: the dataset")
     if isinstance(by, Filter) or (isinstance(by, str) and _is_filter(dataset, by)):
-        chosen_by: Any = by if isinstance(by, Filter) else _create(by, seed, options)
+        chosen_by: Any = by if isinstance(by, Filter) else _create(by, seed or 0, options)
         if isinstance(by, Filter) and options:
             raise OptionError(
                 f"select: the options {sorted(options)} belong to a filter given by name; {by.name} is given as it is"
@@ -85,9 +85,13 @@ def select(
         chosen_by,
         rule,
         {"fraction": fraction, "k": k, "threshold": threshold},
-        seed,
+        seed or 0,
         None if streaming else len(dataset),
     )
+    if seed is not None and rule != "sample" and not (isinstance(by, str) and hasattr(chosen_by, "seed")):
+        raise OptionError(
+            f"select: seed= is used by rule='sample' and by filters given by name that draw; not by {keep} on {_name(chosen_by)}"
+        )
     if streaming:
         return _select_from_stream(dataset, chosen_by, target, keep, return_summary)
     if isinstance(chosen_by, Filter):
@@ -141,7 +145,12 @@ def _create(name: str, seed: int, options: dict[str, Any]) -> Filter:
 def _rule(by: Any, rule: str | Rule | None, sizes: dict[str, Any], seed: int, rows: int | None) -> Rule:
     given = [name for name, value in sizes.items() if value is not None]
     own = by.rule if isinstance(by, Filter) else None
-    if rule is None and own is not None and not given:
+    if own is not None:
+        if given or rule is not None:
+            word = given[0] if given else "rule"
+            raise OptionError(
+                f"select: {word}= was given, but {by.name} has the rule {own} of its own; drop one of them"
+            )
         return own
     if isinstance(rule, Rule):
         if given:
@@ -187,11 +196,10 @@ def _describe(by: Any) -> str:
 # -- the rows to choose from
 
 
-def _fit(dataset: Any, by: Filter, target: Any, rule: Rule | None) -> Filter:
-    """The filter fitted, with this rule fitted as well unless None."""
+def _with_rule(by: Filter, rule: Rule) -> Filter:
     given = copy.copy(by)
     given.set(rule=rule)
-    return given.fit(dataset, target)
+    return given
 
 
 def _candidates_of_filter(dataset: Any, by: Filter, target: Any, rule: Rule) -> Candidates:
@@ -200,14 +208,12 @@ def _candidates_of_filter(dataset: Any, by: Filter, target: Any, rule: Rule) -> 
             raise OptionError(
                 f"select: {by.name} is fitted already and has no use for target=; leave it out, or pass the filter before fit"
             )
-        fitted = copy.copy(by)
+        fitted, pool = _with_rule(by, rule), Source(dataset, by.name, "the dataset")
+        pool.read = by.read or ()
     else:
-        if isinstance(by, WholeFilter) and ROW_ID not in (dataset.column_names or []):
+        if isinstance(by, WholeFilter) and ROW_ID not in dataset.column_names:
             dataset = with_row_ids(dataset)  # rows of equal text may differ in score
-        fitted = _fit(dataset, by, target, None)
-    fitted.set(rule=rule)
-    pool = Source(dataset, "select", "the dataset")
-    pool.read = fitted.read or ()
+        fitted, pool = _with_rule(by, rule).learned(dataset, target)
     return candidates(fitted, pool)
 
 
@@ -264,5 +270,5 @@ def _select_from_stream(stream: Any, by: Any, target: Any, rule: Rule, return_su
             )
         fitted = by
     else:
-        fitted = _fit(stream, by, target, rule)
+        fitted = _with_rule(by, rule).fit(stream, target)
     return stream.filter(fitted.keep, batched=True, input_columns=fitted.columns)

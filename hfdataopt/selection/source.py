@@ -60,10 +60,18 @@ def _has_text(part: Mapping[str, Any]) -> bool:
 
 
 def _plain(value: Any) -> str:
-    """A cell that is no string, such as messages or a number, as JSON."""
-    return json.dumps(
-        value, sort_keys=True, default=lambda part: part.tolist() if hasattr(part, "tolist") else str(part)
-    )
+    """A cell that is no string, such as messages or a number, as JSON; floats in the 32 bits that numpy's format leaves."""
+    return json.dumps(_in_32_bits(value), sort_keys=True, default=str)
+
+
+def _in_32_bits(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float):
+        return float(np.float32(value))
+    if isinstance(value, Mapping):
+        return {name: _in_32_bits(part) for name, part in value.items()}
+    return [_in_32_bits(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 class Batch:
@@ -123,11 +131,14 @@ class Batch:
             raise DataError(f"{self.who}: column {name!r} must hold text or messages; got {error}") from error
 
     def numbers(self, name: str) -> np.ndarray:
-        """``[rows]`` float64 of a column of numbers, NaN for None."""
-        try:
-            return np.array([np.nan if value is None else value for value in self[name]], dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{self.who}: column {name!r} must hold numbers; {error}") from error
+        """``[rows]`` float64 of a column of numbers, NaN for None; floats in the 32 bits that numpy's format leaves."""
+        values = self[name]
+        for value in values:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise DataError(f"{self.who}: column {name!r} must hold numbers; got {value!r:.80}")
+        return np.array(
+            [np.nan if v is None else float(np.float32(v)) if type(v) is float else v for v in values], dtype=np.float64
+        )
 
     def vectors(self, name: str) -> np.ndarray:
         """``[rows, d]`` float32 of a column of equally long lists of numbers, NaN for None."""
@@ -165,7 +176,8 @@ class Batch:
         """A row for a message."""
         if self.with_ids:
             return f"row {self.ids[position]!r}"
-        return f"the row with {self.read[0]} {_plain(self[self.read[0]][position])[:60]!r}"
+        shown = next((name for name in self.read if self[name][position] is not None), None)
+        return f"the row with {shown} {_plain(self[shown][position])[:60]!r}" if shown else "a row"
 
 
 class Source:

@@ -95,7 +95,7 @@ def test_certainty_and_shortlist():
     data = rows()
     margins, entropy = np.abs(data["margin"][:]), np.array(data["entropy"][:])
     f = get_filter("active-dpo", method="certainty", margins="margin").fit(data)
-    np.testing.assert_array_equal(data.map(f, batched=True)[f.score_column][:], margins)
+    np.testing.assert_array_equal(data.map(f, batched=True)[f.score_column][:], np.float32(margins))
     f = get_filter(
         "active-dpo", method="certainty", margins="margin", entropy="entropy", shortlist=0.25, keep=top(k=4)
     ).fit(data)

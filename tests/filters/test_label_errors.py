@@ -123,7 +123,7 @@ def test_rows_without_label_have_no_score():
     data = data.remove_columns("label").add_column("label", labels)
     fitted = get_filter("label-errors", on_nan="drop").fit(data)
     scores = data.map(fitted, batched=True)["score_label_errors"][:]
-    assert [i for i, score in enumerate(scores) if score is None] == [3]
+    assert [i for i, score in enumerate(scores) if np.isnan(score)] == [3]
 
 
 def test_without_cleanlab_the_message_says_what_to_install(monkeypatch):

@@ -479,7 +479,7 @@ def test_a_missing_text_or_score_is_an_error_or_dropped():
     with pytest.raises(DataError, match=r"vowels: row 'z' has no score .NaN.; drop such rows with on_nan='drop'"):
         Vowels(rule=top(k=1)).fit(data.select([0, 2, 3]))
     fitted = Vowels(rule=threshold(-9.0), on_nan="drop").fit(data)
-    assert [value is None for value in data.map(fitted, batched=True)["score_vowels"]] == [False, True, False, True]
+    assert np.isnan(data.map(fitted, batched=True)["score_vowels"][:]).tolist() == [False, True, False, True]
     assert rows_kept(data, fitted) == ["aa", "b"]
     with pytest.raises(DataError, match="none of the 2 rows has a score"):
         Vowels(rule=top(k=1), on_nan="drop").fit(data.select([1, 3]))
@@ -500,3 +500,35 @@ def test_fit_works_on_a_copy_and_columns_can_be_named():
     assert fitted.fitted
     assert "share" in DATA.map(fitted, batched=True).column_names
     assert plain == fitted, "options are equal, state does not count"
+
+
+def test_a_column_whose_first_rows_have_no_score():
+    """``datasets`` takes the type of a new column from the first batch."""
+    data = Dataset.from_dict({"text": [""] * 1500 + ["aa", "b"]})
+    scored = data.map(Vowels(on_nan="drop").fit(data), batched=True)["score_vowels"][:]
+    assert np.isnan(scored[:1500]).all()
+    assert scored[1500] > scored[1501]
+
+
+def test_numbers_are_the_same_in_formats_that_shorten_them():
+    """numpy's and torch's formats have 32 bits; fit reads 64."""
+    data = Dataset.from_dict({"a": [0.1 + i / 7 for i in range(50)], "big": [2**53 + i for i in range(50)]})
+    fitted = get_filter("combine", inputs=["a", "big"], keep=top(k=5)).fit(data)
+    plain = data.map(fitted, batched=True)["score_combine"][:]
+    for kind in ("numpy", "torch"):
+        scored = data.with_format(kind).map(fitted, batched=True).with_format(None)
+        assert scored["score_combine"][:] == plain
+        kept = data.with_format(kind).filter(fitted.keep, batched=True, input_columns=fitted.columns)
+        assert kept.with_format(None)["a"][:] == data["a"][-5:]
+
+
+def test_a_class_that_a_stream_shows_late_is_dropped_and_said(capsys):
+    from hfdataopt.selection.rules import _say_that_it_is_dropped
+
+    _say_that_it_is_dropped.cache_clear()
+    data = Dataset.from_dict({"text": [f"{'a' * (i % 5)}b {i}" for i in range(60)], "label": [0] * 30 + [1] * 30})
+    stream = data.to_iterable_dataset()
+    fitted = Vowels(rule=balance("label", fraction=0.5), fit_rows=30).fit(stream)
+    kept = list(stream.filter(fitted.keep, batched=True, batch_size=7, input_columns=fitted.columns))
+    assert {row["label"] for row in kept} == {0}
+    assert capsys.readouterr().err.count("the class 1 was not among the first rows of the stream") == 1

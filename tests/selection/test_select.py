@@ -223,6 +223,8 @@ def test_a_filter_selects_what_its_map_function_keeps(rule, ids):
     assert select(data, "length", rule=rule)["text"][:] == expected
     assert select(data, get_filter("length", keep=rule))["text"][:] == expected
     assert select(data, get_filter("length"), rule=rule)["text"][:] == expected
+    unruled = get_filter("length").fit(data)
+    assert select(data, unruled, rule=rule)["text"][:] == expected
     assert select(data, fitted)["text"][:] == expected, "a fitted filter is used as it is"
 
 
@@ -298,6 +300,21 @@ def test_rules_work_on_columns_and_scores_too():
         ),
         (lambda: select(TEXTS, "kind", rule=balance("group", k=1)), DataError, "no column 'group' to balance"),
         (lambda: select(TEXTS.to_iterable_dataset(), "length", rule=diverse(k=1)), DataError, "rules for streams: top"),
+        (
+            lambda: select(TEXTS, get_filter("length", keep=top(k=2)), k=3),
+            OptionError,
+            r"k= was given, but length has the rule top\(k=2\) of its own; drop one of them",
+        ),
+        (
+            lambda: select(TEXTS, "length", rule=top(k=1), seed=3),
+            OptionError,
+            r"seed= is used by rule='sample' and by filters given by name that draw; not by top\(k=1\) on length",
+        ),
+        (
+            lambda: select(TEXTS, "length", rule=top(k=99)),
+            OptionError,
+            "length: top: k=99 must be a whole number from 1 to 30",
+        ),
         (lambda: select(TEXTS, "length"), OptionError, "give exactly one of fraction, k and threshold; got none"),
     ],
 )

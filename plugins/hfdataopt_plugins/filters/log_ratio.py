@@ -104,7 +104,7 @@ class LogRatio(MarginFilter):
     def _margin(self, role: Role, columns: tuple[str, str] | None, batch: Batch) -> np.ndarray:
         """``[rows]``: log-probability of chosen less that of rejected."""
         if columns is not None:
-            return self.numbers(batch, columns[0]) - self.numbers(batch, columns[1])
+            return batch.numbers(columns[0]) - batch.numbers(columns[1])
         lm = self._fitted(role)
         tokens, there = self._tokens(batch)
         margin = np.full(len(batch), np.nan)

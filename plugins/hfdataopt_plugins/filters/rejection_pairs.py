@@ -119,12 +119,14 @@ class RejectionPairs(Filter):
         }
 
     def pairs(self, dataset: Any, *, num_proc: int | None = None) -> Any:
-        """The preference dataset of a map-style dataset; says how many prompts gave no pair, and why.
+        """The preference dataset of a map-style dataset, of the prompts that a keep rule keeps; says how many gave no pair, and why.
 
         Raises:
             DataError: no prompt gives a pair.
         """
         self._check_fitted("pairs")
+        if self.rule is not None:
+            dataset = dataset.filter(self.keep, batched=True, input_columns=self.columns)
         features = self._features(dataset.features)
         marked = dataset.map(
             self.marked, batched=True, remove_columns=dataset.column_names, num_proc=num_proc, features=features

@@ -82,7 +82,7 @@ class RewardMargin(MarginFilter):
         if self.reward_funcs is None:
             assert self.chosen_reward is not None
             assert self.rejected_reward is not None
-            return self.numbers(batch, self.chosen_reward) - self.numbers(batch, self.rejected_reward)
+            return batch.numbers(self.chosen_reward) - batch.numbers(self.rejected_reward)
         functions = reward_functions(
             self.reward_funcs,
             self.reward_weights,

@@ -1,5 +1,6 @@
 """TSDS: mass carried from the target's rows to those of the dataset by optimal transport, kept from crowding (Liu et al. 2024)."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -45,7 +46,7 @@ class TSDS(WholeFilter):
     meaning: ClassVar[str] = "more mass from the target by optimal transport (its logarithm)"
     needs_target: ClassVar[bool] = True
 
-    model: str | None = None
+    model: str | os.PathLike[str] | None = None
     embeddings: str | None = None
     pooling: Literal["auto", "mean", "first", "last"] = "auto"
     max_length: int | None = None
