@@ -27,3 +27,8 @@ class MissingDependencyError(HfDataOptError, ImportError):
 
 class GenerationError(HfDataOptError):
     """A source of completions did not deliver all that was asked of it; the message says how many arrived."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the rest is for its author."""
+    return (str(error).strip().splitlines() or [""])[0]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import DataError, OptionError, first_line
 from hfdataopt.options import describe
 
 if TYPE_CHECKING:
@@ -92,11 +92,6 @@ def rename_columns(dataset: Any, text: str | None, label: str | None, what: str)
             dataset = dataset.remove_columns(name)
         dataset = dataset.rename_column(given, name)
     return dataset
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; the rest is for its author."""
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def label_names(dataset: Any, what: str = "dataset") -> list[str] | None:

@@ -25,7 +25,7 @@ import torch
 from hfdataopt.attribution.prepare import longest_input
 from hfdataopt.attribution.quiet import untouched
 from hfdataopt.console import say
-from hfdataopt.errors import MissingDependencyError, OptionError
+from hfdataopt.errors import MissingDependencyError, OptionError, first_line
 from hfdataopt.gradients import weights_hash
 
 Kind = Literal["encoder", "sentence-transformer", "causal-lm"]
@@ -231,7 +231,7 @@ def _load(
                     model = model.get_encoder()
                 tokenizer = processing_class or transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise OptionError(f"{who}: cannot load model={name!r}: {error}") from error
+        raise OptionError(f"{who}: cannot load model={name!r}: {first_line(error)}") from error
     parts = weights_hash(model), str(model), str(getattr(model, "config", "")), _describe_tokenizer(tokenizer)
     identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return LocalModel(f"{who}: {name}", kind, model.eval(), tokenizer, False, identity)

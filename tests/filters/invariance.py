@@ -20,12 +20,12 @@ def check_invariance(filter, data, target=None):
     stream = data.to_iterable_dataset(num_shards=2)
     scores = [
         data.map(f, batched=True, batch_size=size, num_proc=processes)[f.score_column][:]
-        for size, processes in ((7, 1), (1000, 1), (7, 2))
+        for size, processes in ((7, 1), (1000, 1), (7, 4))
     ]
     scores += [[row[g.score_column] for row in stream.map(g, batched=True, batch_size=7)] for g in (f, streamed)]
     kept = [
         data.filter(f.keep, batched=True, input_columns=f.columns, batch_size=size, num_proc=processes)["row_id"][:]
-        for size, processes in ((7, 1), (1000, 1), (7, 2))
+        for size, processes in ((7, 1), (1000, 1), (7, 4))
     ]
     kept += [
         [row["row_id"] for row in stream.filter(g.keep, batched=True, input_columns=g.columns, batch_size=7)]

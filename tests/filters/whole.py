@@ -16,7 +16,7 @@ def check_whole(filter, data, target=None):
         The fitted filter, and ``[rows]`` scores.
     """
     f = filter.fit(data, target)
-    ways = ((7, None), (1000, None), (7, 2))
+    ways = ((7, None), (1000, None), (7, 4))
     stream = data.to_iterable_dataset(num_shards=2)
     scores = [data.map(f, batched=True, batch_size=n, num_proc=p)[f.score_column][:] for n, p in ways]
     scores.append([row[f.score_column] for row in stream.map(f, batched=True, batch_size=7)])

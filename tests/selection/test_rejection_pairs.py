@@ -173,6 +173,7 @@ def test_prompts_by_a_keep_rule():
     f = get_filter("rejection-pairs", reward_funcs=length, keep=top(k=2), on_nan="drop").fit(data)
     kept = data.filter(f.keep, batched=True, input_columns=f.columns)
     assert kept["prompt"][:] == ["question 3", "question 4"]
+    assert set(f.pairs(data)["prompt"][:]) == {"question 3", "question 4"}
     alike = Dataset.from_dict({"prompt": PROMPTS, "completions": [["a", "bc"]] * 6, "more": list("abcdef")})
     f = get_filter("rejection-pairs", reward_funcs=length, keep=top(k=3)).fit(alike)
     assert len(alike.filter(f.keep, batched=True, input_columns=f.columns)) == 3, "ties"
