@@ -13,8 +13,10 @@ from hfdataopt.commands.arguments import (
     named_component,
     parse_with_component,
 )
+from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError
 
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", "")
 SIZES = ("fraction", "k", "threshold", "quantile")
 # A flag -> the rules that take it.
 FLAGS = {
@@ -26,7 +28,11 @@ FLAGS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--filter", required=True, help="name of a filter; 'hfdataopt plugins' lists them")
+    parser.add_argument(
+        "--filter",
+        required=True,
+        help="name of a filter; 'hfdataopt plugins' lists them, and --filter NAME --help its options",
+    )
     parser.add_argument("--config", help="YAML file of these arguments and the filter's options; the command line wins")
     parser.add_argument(
         "--dataset", required=True, help="training data: .jsonl/.csv/.parquet, a saved dataset, or hub id[:split]"
@@ -52,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--streaming", action="store_true", help="read the dataset as a stream, for one larger than memory"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
     parser.add_argument("--summary", help="write a JSON summary of the selection to this file")
     parser.add_argument(
         "--overlap", nargs="+", help="summaries of other selections of the same dataset to compare with"
@@ -79,14 +86,20 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     from hfdataopt.selection.select import select
     from hfdataopt.selection.summary import overlap
 
+    _check_output(arguments)
     others = {Path(path).stem: _kept_ids(path) for path in arguments.overlap or []}
     dataset = load_rows(arguments.dataset, "train", arguments.streaming)
     target = load_rows(arguments.target, "validation") if arguments.target else None
     if rule is None:
-        _write(dataset.map(filter_.fit(dataset, target), batched=True), arguments.output)
+        fitted = filter_.fit(dataset, target)
+        _write(dataset.map(fitted, batched=True), arguments.output)
+        say(
+            f"select: no size was given, so all rows are in {arguments.output}, with their scores in {fitted.score_column}"
+        )
         return 0
     if arguments.streaming:
         _write(select(dataset, filter_, target=target, rule=rule), arguments.output)
+        say(f"select: wrote {arguments.output}")
         return 0
     kept, summary = select(dataset, filter_, target=target, rule=rule, return_summary=True)
     _write(kept, arguments.output)
@@ -132,6 +145,20 @@ def _rule(arguments: argparse.Namespace) -> Any:
         more = _given(method=arguments.diverse_method, candidates=arguments.diverse_candidates)
         return rules.diverse(**sizes, **more)
     return rules.top(**sizes)
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    where = Path(arguments.output)
+    if where.suffix not in SUFFIXES:
+        raise OptionError(
+            f"--output {where}: the name must end in {', '.join(filter(None, SUFFIXES))}, or have no ending, for a folder"
+        )
+    for name in ("dataset", "target"):
+        given = getattr(arguments, name)
+        if given and Path(given).exists() and where.exists() and where.samefile(given):
+            raise OptionError(f"--output {where}: is the --{name} itself; write to another place")
+    if where.exists() and not arguments.overwrite:
+        raise OptionError(f"--output {where}: is there already; pass --overwrite to replace it")
 
 
 def _given(**values: Any) -> dict[str, Any]:

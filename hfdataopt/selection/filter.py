@@ -45,6 +45,7 @@ class Filter:
         needs_target: whether it compares rows with validation data.
         streams: whether it can be fitted on a stream.
         draws: whether it draws random numbers.
+        no_score: why a row may have no score, for the message that says so.
 
     Args:
         rule: a keep rule (:mod:`hfdataopt.selection.rules`); ``get_filter(name, keep=rule)`` sets it.
@@ -58,6 +59,7 @@ class Filter:
     needs_target: ClassVar[bool] = False
     streams: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    no_score: ClassVar[str] = ""
 
     rule: Rule | None = field(default=None, kw_only=True)
     on_nan: Literal["error", "drop"] = field(default="error", kw_only=True)
@@ -164,12 +166,16 @@ class Filter:
         ids = [ROW_ID] if self.with_ids else []
         return list(dict.fromkeys([*(self.read or ()), *ids, *([group] if group else [])]))
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Any], *more: Any) -> dict[str, Any]:
         """The score column of a batch of columns, for ``map(..., batched=True)``: ``[rows]`` float64, NaN for a dropped row.
 
         Not None: ``datasets`` takes the type of a column from its first rows, and a column of None has none.
         """
         self._check_fitted("the filter")
+        if more or not hasattr(batch, "__getitem__") or isinstance(batch, list):
+            raise OptionError(
+                f"{self.name}: the map function takes whole batches; write map(f, batched=True) without input_columns"
+            )
         return {self.score_column: self.scores(self.batch(batch))}
 
     @property
@@ -204,7 +210,11 @@ class Filter:
 
     def batch(self, columns: Mapping[str, Any]) -> Batch:
         """A batch as this fitted filter reads it."""
-        return Batch(columns, self.read or (), self.with_ids, self.name)
+        batch = Batch(columns, self.read or (), self.with_ids, self.name)
+        first = next(iter([*(self.read or ()), *([ROW_ID] if self.with_ids else [])]), None)
+        if first is not None and isinstance(batch[first], str | int | float):
+            raise OptionError(f"{self.name}: got a single row; write batched=True")
+        return batch
 
     def scores(self, batch: Batch) -> np.ndarray:
         """``[rows]`` float64, checked; NaN only with ``on_nan="drop"``."""
@@ -221,7 +231,8 @@ class Filter:
         if self.on_nan == "error" and np.isnan(scores).any():
             where = int(np.isnan(scores).argmax())
             raise DataError(
-                f"{self.name}: {batch.name_of(where)} has no score (NaN); drop such rows with on_nan='drop'"
+                f"{self.name}: {batch.name_of(where)} has no score (NaN{': ' * bool(self.no_score)}{self.no_score}); drop such rows "
+                "with on_nan='drop'"
             )
         return scores
 

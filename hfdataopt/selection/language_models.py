@@ -114,7 +114,7 @@ def encode_rows(batch: Batch, lm: LocalModel, max_length: int | None, who: str) 
     start = start_ids(lm.tokenizer)
     rows: list[Tokens | None] = []
     for place, parts in enumerate(parts_of(batch)):
-        row = None if parts is None else _encode(parts, start, lm.tokenizer, who, batch.ids[place])
+        row = None if parts is None else _encode(parts, start, lm.tokenizer, who, batch.labels[place])
         if row is not None and limit is not None and len(row.prompt) + len(row.completion) > limit:
             say_once_that_rows_are_cut(lm.name, limit)
             row = Tokens(row.prompt, row.completion[: max(0, limit - len(row.prompt))], row.prompted)

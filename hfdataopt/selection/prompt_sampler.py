@@ -98,6 +98,7 @@ class PromptSampler(Sampler[int]):
             seen[name] += 1
         self._row_keys = self._keys[self._slots] ^ copies
         self._trainer: Any = None
+        self._asked = self._watching = self._told = False
         self.epoch = 0
         self._forget()
         self._path = Path(path) if path is not None else None
@@ -150,6 +151,7 @@ class PromptSampler(Sampler[int]):
         return self._rounds() * size * self.repeat * self.turns
 
     def __iter__(self) -> Iterator[int]:
+        self._asked = True
         if self._trainer is not None:
             state = self._trainer.state
             self.epoch = math.floor((state.epoch or 0) + 1e-6)
@@ -204,6 +206,7 @@ class PromptSampler(Sampler[int]):
         if isinstance(reward, str | torch.nn.Module):
             raise OptionError(f"{WHO}: watch takes a reward function; a reward model's number is no success or failure")
         name = RewardFunctions(reward, who=WHO).names[0]
+        self._watching = True
 
         async def watched_async(**keywords: Any) -> Any:
             rewards = await reward(**keywords)
@@ -244,6 +247,10 @@ class PromptSampler(Sampler[int]):
         self.prompts = arguments.generation_batch_size // arguments.num_generations
         self.turns = arguments.steps_per_generation * getattr(arguments, "num_iterations", 1)
         self._size()
+        if not self._watching:
+            say(
+                f"{WHO}: no reward is watched; pass sampler.watch(reward) in reward_funcs, or call record, else nothing is learnt of prompts"
+            )
         self._trainer = trainer
         trainer.get_train_dataloader = functools.partial(self._loader, trainer)
 
@@ -264,6 +271,9 @@ class PromptSampler(Sampler[int]):
     def _hear(self, keywords: dict[str, Any], rewards: Any) -> None:
         if self._trainer is not None and not self._trainer.model.training:  # an evaluation
             return
+        if not self._asked and not self._told:
+            say(f"{WHO}: rewards arrive, but nobody asks for prompts here; call sampler.attach(trainer) before train()")
+            self._told = True
         rows = keywords.get(ROW_ID, keywords["prompts"])
         state = keywords.get("trainer_state")
         self.record(rows, rewards, step=getattr(state, "global_step", 0))
@@ -353,6 +363,8 @@ def _name(row: Any) -> str:
 
 
 def _names(dataset: Any) -> list[str]:
+    if not hasattr(dataset, "column_names"):
+        raise DataError(f"{WHO}: the dataset is a {type(dataset).__name__}; it must be a datasets.Dataset")
     if ROW_ID in dataset.column_names:
         return list(map(_name, row_ids(dataset, f"{WHO}: the dataset")))
     if "prompt" not in dataset.column_names:

@@ -62,6 +62,10 @@ def select(
     import datasets
 
     streaming = isinstance(dataset, datasets.IterableDataset)
+    if "keep" in options:
+        raise OptionError(
+            "select: keep= is get_filter's word; here it is rule=, e.g. select(dataset, by, rule=top(k=100))"
+        )
     if not streaming:
         check_map_style(dataset, "select: the dataset")
     if isinstance(by, Filter) or (isinstance(by, str) and _is_filter(dataset, by)):

@@ -100,6 +100,8 @@ class Batch:
                 column = self.columns[name]
             except KeyError as error:
                 raise DataError(f"{self.who}: the rows have no column {name!r}, which was there at fit") from error
+            if column is None or isinstance(column, str | int | float):  # a single row; the filter says so
+                return column
             to_list = getattr(column, "to_pylist", None) or getattr(column, "tolist", None)
             values = to_list() if to_list else column
             if any(isinstance(value, np.generic) for value in values):  # a stream of numpy's format
@@ -171,6 +173,15 @@ class Batch:
             return keys_of(self.ids)
         parts = [[value if type(value) is str else _plain(value) for value in self[name]] for name in self.read]
         return keys_of(parts[0] if len(parts) == 1 else ["\n".join(row) for row in zip(*parts, strict=True)])
+
+    @property
+    def labels(self) -> list[Any]:
+        """``[rows]``: how rows are called in messages of others: by id, else by the beginning of what is read first."""
+        return (
+            self.ids
+            if self.with_ids
+            else [_plain(value)[:60] if type(value) is not str else value[:60] for value in self[self.read[0]]]
+        )
 
     def name_of(self, position: int) -> str:
         """A row for a message."""

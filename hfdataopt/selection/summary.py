@@ -52,6 +52,10 @@ class SelectionSummary:
         """A JSON document."""
         return asdict(self)
 
+    def overlap(self, other: "SelectionSummary") -> float:
+        """The share of rows that both keep, of the smaller selection; :func:`overlap` compares several."""
+        return float(overlap({"this": self, "other": other}).share[0, 1])
+
     def __str__(self) -> str:
         lines = [
             f"{self.by}: kept {self.kept} of {self.rows} rows by {self.rule}; {self.meaning}"

@@ -138,3 +138,14 @@ def test_bad_input():
         get_filter("dsir").fit(nothing, TARGET)
     with pytest.raises(DataError, match="dsir: target is empty"):
         get_filter("dsir").fit(DATA, TARGET.select([]))
+
+
+def test_a_sum_that_is_minus_the_length_is_said(capsys):
+    generator = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(3000)]
+    pool = Dataset.from_dict({"text": [" ".join(generator.choice(words, n)) for n in generator.integers(5, 200, 300)]})
+    target = Dataset.from_dict({"text": ["w1 w2 w3"]})
+    get_filter("dsir").fit(pool, target)
+    assert "ranks rows by length (rank correlation -" in capsys.readouterr().err
+    get_filter("dsir", reduction="per-token").fit(pool, target)
+    assert "by length" not in capsys.readouterr().err

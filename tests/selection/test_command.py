@@ -103,7 +103,9 @@ def test_summaries_and_their_overlap(call, tmp_path):
     assert document["kept"] == 10
     assert sum(kept for _, kept in document["histogram"]) == 10
     printed = call(
-        "--filter", "length", "--best", "shortest", "--k", 10, "--overlap", tmp_path / "long.json", "--quiet"
+        *("--filter", "length", "--best", "shortest", "--k", 10),
+        *("--overlap", tmp_path / "long.json", "--quiet"),
+        output="short.jsonl",
     ).out
     assert "100 %" in printed
     assert " 0 %" in printed
@@ -149,3 +151,24 @@ def test_one_line_for_each_mistake(call, argv, message):
     err = call(*argv, status=2).err
     assert message in err
     assert err.strip().splitlines()[-1].startswith("hfdataopt select: ")
+
+
+def test_an_output_is_replaced_only_when_asked(call, tmp_path, file):
+    (tmp_path / "kept.jsonl").write_text("precious")
+    assert "is there already; pass --overwrite to replace it" in call("--filter", "length", "--k", 3, status=2).err
+    assert (tmp_path / "kept.jsonl").read_text() == "precious"
+    call("--filter", "length", "--k", 3, "--overwrite")
+    assert len(rows_in(tmp_path / "kept.jsonl")) == 3
+    before = file.read_text()
+    err = call("--filter", "length", "--k", 3, "--overwrite", status=2, output=file.name).err
+    assert "is the --dataset itself; write to another place" in err
+    assert file.read_text() == before
+
+
+def test_an_output_of_unknown_format_is_refused(call):
+    err = call("--filter", "length", "--k", 3, status=2, output="kept.txt").err
+    assert "must end in .jsonl, .json, .csv, .parquet, or have no ending, for a folder" in err
+
+
+def test_without_a_size_it_says_what_it_wrote(call):
+    assert "no size was given, so all rows are in" in call("--filter", "length").err

@@ -532,3 +532,18 @@ def test_a_class_that_a_stream_shows_late_is_dropped_and_said(capsys):
     kept = list(stream.filter(fitted.keep, batched=True, batch_size=7, input_columns=fitted.columns))
     assert {row["label"] for row in kept} == {0}
     assert capsys.readouterr().err.count("the class 1 was not among the first rows of the stream") == 1
+
+
+def test_what_is_not_a_batch_is_said():
+    fitted = Vowels(rule=top(k=7)).fit(DATA)
+    for act in (
+        lambda: DATA.map(fitted),
+        lambda: DATA.filter(fitted.keep, input_columns=fitted.columns),
+        lambda: list(DATA.to_iterable_dataset().map(fitted)),
+    ):
+        with pytest.raises(OptionError, match="vowels: got a single row; write batched=True"):
+            act()
+    with pytest.raises(
+        OptionError, match=r"vowels: the map function takes whole batches; write map\(f, batched=True\)"
+    ):
+        DATA.map(fitted, batched=True, input_columns=fitted.columns)

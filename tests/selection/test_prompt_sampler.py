@@ -327,3 +327,21 @@ def test_attach_refuses(tmp_path):
         grpo(tmp_path, sampler, rows(7), Heard())
     with pytest.raises(OptionError, match="cannot be chosen"):
         grpo(tmp_path, PromptSampler(rows(1)), rows(1), Heard())
+
+
+def test_half_of_it_forgotten_is_said(tmp_path, capsys):
+    def reward(prompts, **_):
+        return [1.0] * len(prompts)
+
+    data = rows()
+    sampler = PromptSampler(data, prompts=2)
+    watched = sampler.watch(reward)
+    for _ in range(2):
+        watched(prompts=["x"], completions=["y"], row_id=["r1"])
+    said = capsys.readouterr().err
+    assert said.count("rewards arrive, but nobody asks for prompts here; call sampler.attach(trainer)") == 1
+    next(iter(sampler))
+    watched(prompts=["x"], completions=["y"], row_id=["r1"])
+    assert not capsys.readouterr().err
+    with pytest.raises(DataError, match=r"the dataset is a list; it must be a datasets.Dataset"):
+        PromptSampler(["a"])

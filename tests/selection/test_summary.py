@@ -66,6 +66,9 @@ def test_overlap_is_that_of_sets():
     assert found.share[0, 1] == 0.5
     assert found.share[2, 2] == 0
     assert "50 %" in str(found)
+    _, short = select(DATA, "length", k=20, best="shortest", return_summary=True)
+    assert long.overlap(short) == 0
+    assert long.overlap(long) == 1
     assert found.as_dict()["names"] == ["long", "some", "none"]
 
 

@@ -7,12 +7,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from hfdataopt.console import say
 from hfdataopt.errors import DataError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.selection.filter import TextFilter
 from hfdataopt.selection.source import Batch, Source
 from hfdataopt.selection.words import ngram_buckets, portions
+from hfdataopt.statistics import rank_correlation
 
 SMOOTHING = 1e-8
 UNIT = 2.0**-30  # weights are whole multiples of it, so that their sum does not depend on its order
@@ -52,6 +54,17 @@ class Dsir(TextFilter):
         ratio = np.log(self._shares(target) + SMOOTHING) - np.log(self._shares(pool) + SMOOTHING)
         weights = np.rint(ratio / UNIT).astype(np.int64)
         self.set(weights=np.append(weights, 0))  # the last is that of no n-gram
+        if self.reduction == "sum":
+            self._tell_of_length(next(pool.batches()))
+
+    def _tell_of_length(self, batch: Batch) -> None:
+        """Where the target is small, nearly every n-gram is rarer there, and the sum is minus the length."""
+        correlation = rank_correlation(self.score(batch), [len(text) for text in batch.texts])
+        if abs(correlation) > 0.9:
+            say(
+                f"{self.name}: the sum over n-grams ranks rows by length (rank correlation {correlation:+.2f}), as it does when the "
+                "target is small; reduction='per-token' takes the length out"
+            )
 
     def _shares(self, source: Source) -> np.ndarray:
         """``[buckets]``, the share of each in all n-grams."""

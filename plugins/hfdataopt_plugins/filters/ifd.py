@@ -32,6 +32,7 @@ class IFD(ModelFilter):
 
     name: ClassVar[str] = "ifd"
     meaning: ClassVar[str] = "an answer that the prompt makes little easier; negative where it makes it harder"
+    no_score: ClassVar[str] = "no prompt or no answer, or a prompt that leaves no room for it in what the model reads"
 
     def open_model(self, device: str | None) -> LocalModel:
         return open_language_model(

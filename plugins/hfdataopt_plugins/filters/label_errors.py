@@ -49,7 +49,7 @@ class LabelErrors(WholeFilter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "folds", at_least=2)
+        check_range(self, "folds", at_least=2, at_most=100)
         if self.adjust and self.method == "confidence_weighted_entropy":
             raise OptionError(f"{self.name}: adjust=True does not go with method={self.method!r}; drop one")
         if self.probabilities is not None and self.text is not None:

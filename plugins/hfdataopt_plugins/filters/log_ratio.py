@@ -43,6 +43,7 @@ class LogRatio(MarginFilter):
 
     name: ClassVar[str] = "log-ratio"
     meaning: ClassVar[str] = "an implicit reward margin nearer to what best= asks for"
+    no_score: ClassVar[str] = "no answer, or a prompt that leaves no room for it in what the model reads"
 
     model: Any = field(default=None, repr=False)
     logps: tuple[str, str] | None = None

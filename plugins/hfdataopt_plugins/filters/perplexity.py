@@ -28,6 +28,7 @@ class Perplexity(ModelFilter):
 
     name: ClassVar[str] = "perplexity"
     meaning: ClassVar[str] = "a text that the model expects (one that surprises it with best='highest')"
+    no_score: ClassVar[str] = "no answer, or a prompt that leaves no room for it in what the model reads"
 
     best: Literal["lowest", "highest"] = "lowest"
 

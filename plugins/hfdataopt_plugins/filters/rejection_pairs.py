@@ -259,7 +259,7 @@ class RejectionPairs(Filter):
                 [lists[row][i] for row, i in where],
                 None,
                 {name: [batch[name][row] for row, _ in where] for name in others},
-                row_ids=[batch.ids[row] for row, _ in where],
+                row_ids=[batch.labels[row] for row, _ in where],
             ).total
             for (row, i), reward in zip(where, total, strict=True):
                 values[row][i] = reward

@@ -99,7 +99,7 @@ class RewardMargin(MarginFilter):
         read = {name: batch[name] for name in [*(self.read or ()), *([ROW_ID] if batch.with_ids else [])]}
         others = other_columns(read, TEXT)
         columns = {name: 2 * [values[place] for place in there] for name, values in others.items()}
-        ids: list[Any] = [batch.ids[place] for place in there]
+        ids: list[Any] = [batch.labels[place] for place in there]
         rewards = functions(
             2 * [prompt for prompt, _, _ in found],
             [chosen for _, chosen, _ in found] + [rejected for _, _, rejected in found],
