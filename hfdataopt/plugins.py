@@ -42,20 +42,8 @@ RESERVED = {
     # of `get_filter` and `select`, and methods that a field of that name would replace
     "filter": {
         *("keep", "dataset", "by", "target", "fraction", "k", "threshold", "return_summary"),
-        *(
-            "reads",
-            "learn",
-            "score",
-            "scores",
-            "vectors",
-            "fit",
-            "fitted",
-            "set",
-            "batch",
-            "columns",
-            "score_column",
-            "score_all",
-        ),
+        *("reads", "learn", "score", "scores", "vectors", "fit", "learned", "fitted", "set", "batch", "columns"),
+        *("score_column", "score_all"),
     },
 }
 BASES = {

@@ -322,7 +322,7 @@ def test_every_argument_of_select_and_every_method_of_a_filter_is_reserved():
         "rule",
     }
     methods = {name for name in dir(WholeFilter) if not name.startswith("_")} - {f.name for f in fields(WholeFilter)}
-    facts = {"name", "meaning", "needs_target", "streams", "draws"}
+    facts = {"name", "meaning", "needs_target", "streams", "draws", "no_score"}
     assert taken | (methods - facts) == plugins.RESERVED["filter"]
     made = dataclass(frozen=True)(
         type(

@@ -399,6 +399,8 @@ def test_no_folder_is_left(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest
 
 
 SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 import sys, warnings
 from hfdataopt.rewards.sandbox import Program, Sandbox
 warnings.simplefilter("ignore")
