@@ -33,6 +33,7 @@ from hfdataopt.options import check_options, check_range
 from hfdataopt.selection.fit_rule import Members, fit_rule, say_once_that_text_is_the_key
 from hfdataopt.selection.rules import Rule, check_streams
 from hfdataopt.selection.source import Batch, Source, text_columns
+from hfdataopt.selection.words import word_vectors
 
 
 @dataclass(frozen=True)
@@ -262,10 +263,8 @@ class TextFilter(Filter):
         return text_columns(columns, self.text, self.name, what)
 
     def vectors(self, batch: Batch) -> np.ndarray:
-        """``[rows, 256]``: counts of words in hashed buckets, damped by a square root."""
-        from hfdataopt.selection.words import hashed_counts
-
-        return np.sqrt(hashed_counts(batch.texts, 256))
+        """``[rows, 256]``, by the words of the text."""
+        return word_vectors(batch.texts)
 
 
 @dataclass(frozen=True)

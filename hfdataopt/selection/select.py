@@ -21,7 +21,7 @@ from hfdataopt.selection.rules import Candidates, Rule, sample, top
 from hfdataopt.selection.rules import threshold as at_least
 from hfdataopt.selection.source import Source, text_columns
 from hfdataopt.selection.summary import summarize
-from hfdataopt.selection.words import hashed_counts
+from hfdataopt.selection.words import word_vectors
 
 NAMED_RULES = ("top", "sample")
 
@@ -232,7 +232,7 @@ def _candidates_of_numbers(dataset: Any, by: Any, rule: Rule) -> Candidates:
     def vectors(positions: np.ndarray) -> np.ndarray:
         pool = Source(dataset, "select", "the dataset")
         pool.read = text_columns(pool.columns, None, "select", "the dataset")
-        return np.concatenate([np.sqrt(hashed_counts(batch.texts, 256)) for batch in pool.at(positions)])
+        return np.concatenate([word_vectors(batch.texts) for batch in pool.at(positions)])
 
     def ids_at(positions: np.ndarray) -> Sequence[Any]:
         return [ids[position] for position in positions]

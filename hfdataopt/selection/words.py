@@ -174,3 +174,8 @@ def _kinds() -> np.ndarray:
         for run in regex.finditer(pattern, characters):
             kinds[run.start() : run.end()] = kind
     return kinds
+
+
+def word_vectors(texts: Sequence[str]) -> np.ndarray:
+    """``[texts, 256]``: counts of words in hashed buckets, damped by a square root; by them ``diverse`` tells texts apart."""
+    return np.sqrt(hashed_counts(texts, 256))
