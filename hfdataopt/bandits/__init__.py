@@ -1,6 +1,40 @@
 """Bandits: surrogates of a score over a pool of candidates, their exact variances, and which candidates to try next."""
 
+from hfdataopt.bandits.acquisition import (
+    double_thompson,
+    dueling_ucb,
+    expected_improvement,
+    neural_ucb,
+    thompson,
+    upper_bound,
+)
 from hfdataopt.bandits.gradients import LayerGradients, layer_gradients
 from hfdataopt.bandits.posterior import DiagonalPosterior, Posterior, neural_variance
+from hfdataopt.bandits.surrogates import (
+    EnsembleSurrogate,
+    LinearSurrogate,
+    MLPSurrogate,
+    NeuralTangentSurrogate,
+    RBFSurrogate,
+    Surrogate,
+)
 
-__all__ = ["DiagonalPosterior", "LayerGradients", "Posterior", "layer_gradients", "neural_variance"]
+__all__ = [
+    "DiagonalPosterior",
+    "EnsembleSurrogate",
+    "LayerGradients",
+    "LinearSurrogate",
+    "MLPSurrogate",
+    "NeuralTangentSurrogate",
+    "Posterior",
+    "RBFSurrogate",
+    "Surrogate",
+    "double_thompson",
+    "dueling_ucb",
+    "expected_improvement",
+    "layer_gradients",
+    "neural_ucb",
+    "neural_variance",
+    "thompson",
+    "upper_bound",
+]
