@@ -37,7 +37,8 @@ from hfdataopt.selection.rules import Candidates
 DOLLY = Path(__file__).parents[2] / "shared" / "data" / "instruct" / "dolly"
 
 MEMORY_SCRIPT = """
-import resource
+import re
+from pathlib import Path
 from datasets import IterableDataset, Dataset
 from hfdataopt import get_filter, top
 pieces = {pieces!r}
@@ -49,7 +50,8 @@ target = Dataset.from_dict({{"text": pieces[:15]}})
 f = get_filter({name!r}, keep=top(fraction=0.05), **{options!r}).fit(stream, target)
 kept = sum(1 for _ in stream.filter(f.keep, batched=True, input_columns=f.columns))
 assert 0 < kept < {rows} / 5, kept
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+status = Path("/proc/self/status").read_text()  # ru_maxrss would begin with the peak of the process that started this one
+print(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 2**10)
 """
 
 

@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
         elsewhere.mkdir()
         check_import(binaries, elsewhere, work / "env")
         check_plugins(binaries, elsewhere)
+        check_select(binaries, elsewhere)
         if "--wheel-only" not in argv:
             check_demo(binaries, elsewhere)
     step(f"done in {time.monotonic() - started:.0f} s")
@@ -77,10 +78,25 @@ def check_plugins(binaries: Path, folder: Path) -> None:
     printed = output([str(binaries / "hfdataopt"), "plugins"], folder)
     listed = {line.split()[0] for line in printed.splitlines() if line.strip()}
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["hfdataopt"]
-    names = {name.partition("/")[2] for name in listed}
+    names = {name.removeprefix("scorer/").replace("filter/", "filter-") for name in listed}
     expect(set(declared) <= names, f"'hfdataopt plugins' does not list {sorted(set(declared) - names)}")
     expect("FAILED" not in printed, f"a plugin failed to load:\n{printed}")
     step(f"hfdataopt plugins lists {len(listed)} components")
+
+
+def check_select(binaries: Path, folder: Path) -> None:
+    """A filter that needs no extra, on a stream, from the shell."""
+    rows, target, kept = (folder / f"{name}.jsonl" for name in ("rows", "target", "kept"))
+    for file, count in ((rows, 50), (target, 5)):
+        file.write_text("".join(f'{{"text": "{"word " * (i % 7)}{i}"}}\n' for i in range(count)))
+    options = ["--filter", "dsir", "--reduction", "per-token", "--quantile", "0.9", "--streaming"]
+    files = ["--dataset", str(rows), "--target", str(target), "--output", str(kept)]
+    output([str(binaries / "hfdataopt"), "select", *options, *files], folder)
+    count = len(kept.read_text().splitlines())
+    expect(0 < count < 25, f"hfdataopt select kept {count} of 50 rows at the 0.9 quantile")
+    for file in (rows, target, kept):
+        file.unlink()
+    step(f"hfdataopt select kept {count} of 50 rows of a stream")
 
 
 def check_demo(binaries: Path, folder: Path) -> None:
