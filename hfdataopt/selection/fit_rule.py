@@ -29,11 +29,7 @@ class Members:
 def rank_rows(fitted: "Filter", pool: Source) -> tuple[np.ndarray, list[Any] | None]:
     """What the filter's rule ranks the rows by, ``[rows]``, and their groups where the rule has them."""
     rule = fitted.rule
-    group = rule.group_column if rule else None
-    if group is not None and group not in pool.columns:
-        raise DataError(
-            f"{fitted.name}: the dataset has no column {group!r} to balance; it has: {', '.join(pool.columns)}"
-        )
+    group = rule.group_column_of(pool.columns, fitted.name) if rule else None
     values: list[np.ndarray] = []
     groups: list[Any] = []
     for batch in pool.batches([group] if group else []):

@@ -20,7 +20,7 @@ from hfdataopt.options import check_range
 from hfdataopt.rewards import RewardFunctions
 from hfdataopt.rewards.texts import is_messages
 from hfdataopt.selection.filter import Filter
-from hfdataopt.selection.source import Batch
+from hfdataopt.selection.source import Batch, check_columns
 
 Pair = tuple[Any, Any, Any]
 TEXT = ("prompt", "chosen", "rejected")
@@ -116,9 +116,7 @@ class MarginFilter(Filter):
 
     def reads_numbers(self, names: Sequence[str], columns: Sequence[str], what: str) -> tuple[str, ...]:
         """These columns, and the text where rows are known by nothing else; :class:`DataError` where one is missing."""
-        for name in names:
-            if name not in columns:
-                raise DataError(f"{self.name}: {what} has no column {name!r}; it has: {', '.join(columns)}")
+        check_columns(names, columns, self.name, what)
         return (*names, *(name for name in TEXT if name in columns and ROW_ID not in columns))
 
 

@@ -102,6 +102,13 @@ class Rule:
         """The column by which rows are grouped."""
         return None
 
+    def group_column_of(self, columns: Sequence[str], who: str) -> str | None:
+        """``group_column``; :class:`DataError` where a dataset with these columns lacks it."""
+        group = self.group_column
+        if group is not None and group not in columns:
+            raise DataError(f"{who}: the dataset has no column {group!r} to {self.name}; it has: {', '.join(columns)}")
+        return group
+
     def __post_init__(self) -> None:
         check_options(self)
 

@@ -223,11 +223,7 @@ def _candidates_of_filter(dataset: Any, by: Filter, target: Any, rule: Rule) -> 
 
 def _candidates_of_numbers(dataset: Any, by: Any, rule: Rule) -> Candidates:
     ids = row_ids(dataset, "select: the dataset")
-    group = rule.group_column
-    if group is not None and group not in dataset.column_names:
-        raise DataError(
-            f"select: the dataset has no column {group!r} to balance; it has: {', '.join(dataset.column_names)}"
-        )
+    group = rule.group_column_of(dataset.column_names, "select")
 
     def vectors(positions: np.ndarray) -> np.ndarray:
         pool = Source(dataset, "select", "the dataset")

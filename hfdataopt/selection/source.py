@@ -4,7 +4,7 @@ import copy
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,13 @@ BATCH = 1000
 CONVENTIONS = (("messages",), ("prompt", "completion"), ("prompt", "chosen"), ("chosen",), ("text",), ("prompt",))
 
 
+def check_columns(names: Iterable[str], columns: Sequence[str], who: str, what: str) -> None:
+    """Raise :class:`DataError` for the first of these names that is no column."""
+    for name in names:
+        if name not in columns:
+            raise DataError(f"{who}: {what} has no column {name!r}; it has: {', '.join(columns)}")
+
+
 def text_columns(columns: Sequence[str], given: str | Sequence[str] | None, who: str, what: str) -> tuple[str, ...]:
     """The columns whose text is read: those given, else those of TRL's formats.
 
@@ -26,9 +33,7 @@ def text_columns(columns: Sequence[str], given: str | Sequence[str] | None, who:
     """
     if given is not None:
         wanted = (given,) if isinstance(given, str) else tuple(given)
-        missing = [name for name in wanted if name not in columns]
-        if missing or not wanted:
-            raise DataError(f"{who}: {what} has no column {(missing or [''])[0]!r}; it has: {', '.join(columns)}")
+        check_columns(wanted or ("",), columns, who, what)
         return wanted
     for names in CONVENTIONS:
         if all(name in columns for name in names):

@@ -16,7 +16,7 @@ from hfdataopt.selection.encoders import encode
 from hfdataopt.selection.filter import WholeFilter
 from hfdataopt.selection.local_models import Dtype
 from hfdataopt.selection.preferences import pair_columns, pairs_of
-from hfdataopt.selection.source import Batch, Source
+from hfdataopt.selection.source import Batch, Source, check_columns
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ class ActiveDPO(WholeFilter):
 
     def reads(self, columns: Sequence[str], what: str) -> tuple[str, ...]:
         more = [name for name in (*(self.features or ()), self.margins, self.entropy) if name is not None]
-        for name in more:
-            if name not in columns:
-                raise DataError(f"{self.name}: {what} has no column {name!r}; it has: {', '.join(columns)}")
+        check_columns(more, columns, self.name, what)
         return (*pair_columns(columns, self.name, what), *more)
 
     def score_all(self, pool: Source, target: Source | None) -> np.ndarray:

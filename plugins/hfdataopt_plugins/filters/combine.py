@@ -10,7 +10,7 @@ from hfdataopt.errors import DataError, OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.selection.filter import Filter
-from hfdataopt.selection.source import Batch, Source
+from hfdataopt.selection.source import Batch, Source, check_columns
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class Combine(Filter):
             raise OptionError("combine: the weights are all zero")
 
     def reads(self, columns: Sequence[str], what: str) -> tuple[str, ...]:
-        missing = [name for name in self.inputs if name not in columns]
-        if missing:
-            raise DataError(f"combine: {what} has no column {missing[0]!r}; it has: {', '.join(columns)}")
+        check_columns(self.inputs, columns, self.name, what)
         return tuple(self.inputs)
 
     def learn(self, pool: Source, target: Source | None) -> None:

@@ -12,7 +12,7 @@ from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.selection.filter import WholeFilter
 from hfdataopt.selection.keys import uniform
-from hfdataopt.selection.source import Batch, Source
+from hfdataopt.selection.source import Batch, Source, check_columns
 from hfdataopt.selection.words import words
 
 INVERSE_PENALTY = 30.0  # of the logistic regression
@@ -57,9 +57,7 @@ class LabelErrors(WholeFilter):
 
     def reads(self, columns: Sequence[str], what: str) -> tuple[str, ...]:
         from_ = super().reads(columns, what) if self.probabilities is None else (self.probabilities,)
-        missing = [name for name in (*from_, self.label) if name not in columns]
-        if missing:
-            raise DataError(f"{self.name}: {what} has no column {missing[0]!r}; it has: {', '.join(columns)}")
+        check_columns((*from_, self.label), columns, self.name, what)
         return tuple(dict.fromkeys((*from_, self.label)))
 
     def vectors(self, batch: Batch) -> np.ndarray:

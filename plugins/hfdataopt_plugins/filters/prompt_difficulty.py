@@ -11,7 +11,7 @@ from hfdataopt.errors import DataError, OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.selection.filter import Filter
-from hfdataopt.selection.source import Batch
+from hfdataopt.selection.source import Batch, check_columns
 from hfdataopt.selection.success_rates import beta_draws, count, update
 
 
@@ -64,9 +64,7 @@ class PromptDifficulty(Filter):
     def reads(self, columns: Sequence[str], what: str) -> tuple[str, ...]:
         wanted = [name for name in (self.rewards, self.successes, self.trials) if name is not None]
         wanted += [] if ROW_ID in columns else ["prompt"]
-        for name in wanted:
-            if name not in columns:
-                raise DataError(f"{self.name}: {what} has no column {name!r}; it has: {', '.join(columns)}")
+        check_columns(wanted, columns, self.name, what)
         return tuple(wanted)
 
     def scores(self, batch: Batch) -> np.ndarray:

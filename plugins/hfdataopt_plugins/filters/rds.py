@@ -11,7 +11,7 @@ from hfdataopt.hookspecs import hookimpl
 from hfdataopt.selection.encoders import TextPooling, encode, open_encoder, rows_times
 from hfdataopt.selection.local_models import LocalModel
 from hfdataopt.selection.model_filter import ModelFilter
-from hfdataopt.selection.source import Batch, Source
+from hfdataopt.selection.source import Batch, Source, check_columns
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class RDS(ModelFilter):
     def reads(self, columns: Sequence[str], what: str) -> tuple[str, ...]:
         if self.embeddings is None:
             return super().reads(columns, what)
-        if self.embeddings not in columns:
-            raise DataError(f"{self.name}: {what} has no column {self.embeddings!r}; it has: {', '.join(columns)}")
+        check_columns((self.embeddings,), columns, self.name, what)
         return (self.embeddings,)
 
     def open_model(self, device: str | None) -> LocalModel:

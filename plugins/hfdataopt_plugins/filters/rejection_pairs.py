@@ -18,7 +18,7 @@ from hfdataopt.selection.filter import Filter
 from hfdataopt.selection.keys import keys_of, uniform
 from hfdataopt.selection.preferences import reward_functions
 from hfdataopt.selection.rejection_pairs import Pairs, all_pairs, best_worst, paired, rejection_sample
-from hfdataopt.selection.source import Batch
+from hfdataopt.selection.source import Batch, check_columns
 
 _NEW = ("chosen", "rejected", "chosen_reward", "rejected_reward")
 _LEFT_OUT = "left_out"
@@ -93,9 +93,8 @@ class RejectionPairs(Filter):
             )
 
     def reads(self, columns: Sequence[str], what: str) -> tuple[str, ...]:
-        for name in ("prompt", self.completions, *([self.rewards] if self.rewards else [])):
-            if name not in columns:
-                raise DataError(f"{self.name}: {what} has no column {name!r}; it has: {', '.join(columns)}")
+        needed = ("prompt", self.completions, *([self.rewards] if self.rewards else []))
+        check_columns(needed, columns, self.name, what)
         taken = [name for name in columns if name in (*_NEW, *_MARKS)]
         if taken:
             raise DataError(f"{self.name}: {what} already has a column {taken[0]!r}; rename or remove it")

@@ -11,7 +11,7 @@ from hfdataopt.errors import DataError, OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.selection.filter import WholeFilter
-from hfdataopt.selection.source import Batch, Source
+from hfdataopt.selection.source import Batch, Source, check_columns
 from hfdataopt.selection.transport import kernel_density, nearest, nearest_distance, spread
 
 NO_MASS = -100.0  # below the logarithm of any mass
@@ -79,8 +79,7 @@ class TSDS(WholeFilter):
     def reads(self, columns: Sequence[str], what: str) -> tuple[str, ...]:
         if self.embeddings is None:
             return super().reads(columns, what)
-        if self.embeddings not in columns:
-            raise DataError(f"{self.name}: {what} has no column {self.embeddings!r}; it has: {', '.join(columns)}")
+        check_columns((self.embeddings,), columns, self.name, what)
         return (self.embeddings,)
 
     def vectors(self, batch: Batch) -> np.ndarray:
