@@ -6,6 +6,7 @@ from typing import Any
 from hfdataopt.errors import DataError
 from hfdataopt.options import check_range
 from hfdataopt.selection.filter import TextFilter
+from hfdataopt.selection.language_models import open_language_model
 from hfdataopt.selection.local_models import Dtype, LocalModel
 from hfdataopt.selection.source import Source
 
@@ -60,3 +61,13 @@ class ModelFilter(TextFilter):
         if opened.weights != self.weights:
             raise DataError(f"{self.name}: the weights of the model have changed since fit; fit the filter again")
         return opened
+
+
+@dataclass(frozen=True)
+class LanguageModelFilter(ModelFilter):
+    """A filter that asks a causal language model how likely a row is."""
+
+    def open_model(self, device: str | None) -> LocalModel:
+        return open_language_model(
+            self.model, processing_class=self.processing_class, device=device, dtype=self.dtype, who=self.name
+        )

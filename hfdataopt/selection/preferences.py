@@ -125,10 +125,10 @@ _READY: list[tuple[tuple[Any, ...], RewardFunctions]] = []
 _MOST = 4
 
 
-def reward_functions(
-    given: Any, weights: Sequence[float] | None, tokenizers: Any, *, batch_size: int, who: str
-) -> RewardFunctions:
-    """:class:`RewardFunctions` of these, kept between batches so that a reward model is loaded once per process."""
+def reward_functions(owner: Any) -> RewardFunctions:
+    """The :class:`RewardFunctions` of a filter's options, kept between batches so that a reward model is loaded once per process."""
+    given, weights, tokenizers = owner.reward_funcs, owner.reward_weights, owner.reward_processing_classes
+    batch_size, who = owner.batch_size, owner.name
     if os.getpid() != _IMPORTED_IN:  # in a fork a pool of OpenMP threads would hang, and workers share the cores
         torch.set_num_threads(1)
     key = (given, tokenizers, tuple(weights or ()), batch_size, who)

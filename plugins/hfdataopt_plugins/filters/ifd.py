@@ -9,14 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from hfdataopt.hookspecs import hookimpl
-from hfdataopt.selection.language_models import Tokens, encode_rows, open_language_model, start_ids, token_losses
-from hfdataopt.selection.local_models import LocalModel
-from hfdataopt.selection.model_filter import ModelFilter
+from hfdataopt.selection.language_models import Tokens, encode_rows, start_ids, token_losses
+from hfdataopt.selection.model_filter import LanguageModelFilter
 from hfdataopt.selection.source import Batch
 
 
 @dataclass(frozen=True)
-class IFD(ModelFilter):
+class IFD(LanguageModelFilter):
     """The mean negative log-likelihood of the completion given its prompt, divided by that of the completion alone.
 
     Both means are over the same tokens. Below 1 the prompt helps, and the higher the ratio the harder the row and the more
@@ -33,11 +32,6 @@ class IFD(ModelFilter):
     name: ClassVar[str] = "ifd"
     meaning: ClassVar[str] = "an answer that the prompt makes little easier; negative where it makes it harder"
     no_score: ClassVar[str] = "no prompt or no answer, or a prompt that leaves no room for it in what the model reads"
-
-    def open_model(self, device: str | None) -> LocalModel:
-        return open_language_model(
-            self.model, processing_class=self.processing_class, device=device, dtype=self.dtype, who=self.name
-        )
 
     def score(self, batch: Batch) -> np.ndarray:
         lm = self.local_model()

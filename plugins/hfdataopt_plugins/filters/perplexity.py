@@ -7,14 +7,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from hfdataopt.hookspecs import hookimpl
-from hfdataopt.selection.language_models import encode_rows, open_language_model, token_losses
-from hfdataopt.selection.local_models import LocalModel
-from hfdataopt.selection.model_filter import ModelFilter
+from hfdataopt.selection.language_models import encode_rows, token_losses
+from hfdataopt.selection.model_filter import LanguageModelFilter
 from hfdataopt.selection.source import Batch
 
 
 @dataclass(frozen=True)
-class Perplexity(ModelFilter):
+class Perplexity(LanguageModelFilter):
     """Exp of the mean negative log-likelihood of a row's tokens, in nats; negated where the lowest is best.
 
     Of ``prompt`` + ``completion`` and of messages it is the perplexity of the completion (the last message of the assistant) given
@@ -31,11 +30,6 @@ class Perplexity(ModelFilter):
     no_score: ClassVar[str] = "no answer, or a prompt that leaves no room for it in what the model reads"
 
     best: Literal["lowest", "highest"] = "lowest"
-
-    def open_model(self, device: str | None) -> LocalModel:
-        return open_language_model(
-            self.model, processing_class=self.processing_class, device=device, dtype=self.dtype, who=self.name
-        )
 
     def score(self, batch: Batch) -> np.ndarray:
         lm = self.local_model()

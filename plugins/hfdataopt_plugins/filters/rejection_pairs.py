@@ -244,13 +244,7 @@ class RejectionPairs(Filter):
         where = [(row, i) for row, found in enumerate(lists) for i, one in enumerate(found) if one is not None]
         values = [np.full(len(found), np.nan) for found in lists]
         if where:
-            functions = reward_functions(
-                self.reward_funcs,
-                self.reward_weights,
-                self.reward_processing_classes,
-                batch_size=self.batch_size,
-                who=self.name,
-            )
+            functions = reward_functions(self)
             others = [name for name in self.read or () if name not in ("prompt", self.completions)]
             others += [ROW_ID] if self.with_ids else []
             total = functions(

@@ -83,13 +83,7 @@ class RewardMargin(MarginFilter):
             assert self.chosen_reward is not None
             assert self.rejected_reward is not None
             return batch.numbers(self.chosen_reward) - batch.numbers(self.rejected_reward)
-        functions = reward_functions(
-            self.reward_funcs,
-            self.reward_weights,
-            self.reward_processing_classes,
-            batch_size=self.batch_size,
-            who=self.name,
-        )
+        functions = reward_functions(self)
         pairs = pairs_of(batch)
         there = [place for place, pair in enumerate(pairs) if pair is not None]
         margins = np.full(len(pairs), np.nan)
