@@ -48,6 +48,11 @@ def tokenizer(special: bool = True) -> PreTrainedTokenizerFast:
     )
 
 
+def word_ids(text: str) -> list[int]:
+    """What the tokenizer without special tokens makes of words."""
+    return [WORDS.index(word) if word in WORDS else SPECIAL.index("[UNK]") for word in text.split()]
+
+
 def _bert(**changes: Any) -> BertConfig:
     return BertConfig(
         **{

@@ -9,20 +9,9 @@ from hfdataopt import get_filter, threshold, top
 from hfdataopt.errors import DataError, OptionError
 from tests import tiny
 from tests.filters.invariance import check_invariance
+from tests.tiny import word_ids as ids
 
 START = 5  # the end of sequence, which stands in front where a tokenizer has no first token
-
-
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
-def folder(request, tmp_path_factory):
-    root = tmp_path_factory.mktemp(request.param)
-    getattr(tiny, request.param)().save_pretrained(root)
-    tiny.tokenizer(special=False).save_pretrained(root)
-    return str(root)
-
-
-def ids(words):
-    return [tiny.WORDS.index(word) if word in tiny.WORDS else 1 for word in words.split()]
 
 
 def mean_loss(model, before, scored):

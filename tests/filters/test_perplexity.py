@@ -13,6 +13,7 @@ from hfdataopt import get_filter, select
 from hfdataopt.errors import DataError, OptionError
 from tests import tiny
 from tests.filters.invariance import check_invariance
+from tests.tiny import word_ids as ids
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
 START, END = 5, 5  # the tiny tokenizer has no first token of its own, so its end of sequence stands in front
@@ -20,18 +21,6 @@ TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <eos> {% endfor %}"
     "{% if add_generation_prompt %}assistant {% endif %}"
 )
-
-
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
-def folder(request, tmp_path_factory):
-    root = tmp_path_factory.mktemp(request.param)
-    getattr(tiny, request.param)().save_pretrained(root)
-    tiny.tokenizer(special=False).save_pretrained(root)
-    return str(root)
-
-
-def ids(words):
-    return [tiny.WORDS.index(word) if word in tiny.WORDS else 1 for word in words.split()]
 
 
 def perplexity(model, before, scored):
