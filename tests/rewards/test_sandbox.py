@@ -433,6 +433,33 @@ def test_an_interrupt_ends_everything(sandbox: Sandbox, tmp_path: Path, sent: si
     wait_until(lambda: processes_with(marker) == [])
 
 
+def test_a_second_signal_does_not_stop_the_first_one_s_work(sandbox: Sandbox, tmp_path: Path) -> None:
+    """The kernel tells a watch of its parent's end once for each of the parent's threads."""
+    marker = str(uuid.uuid4().int)
+    script = SCRIPT.format(network=sandbox.allow_network, isolation=sandbox.isolation, marker=marker)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    with process:
+        wait_until(lambda: len(processes_with(f"sleep\0{marker}")) == 2)
+        watches = [
+            int(child)
+            for task in Path(f"/proc/{process.pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+        process.send_signal(signal.SIGSTOP)  # so that it starts no others
+        assert watches
+        for _ in range(300):
+            for watch in watches:
+                os.kill(watch, signal.SIGTERM)
+            time.sleep(0.0005)
+        process.kill()
+    wait_until(lambda: processes_with(marker) == [])
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not condition():
