@@ -45,10 +45,16 @@ RESERVED = {
         *("reads", "learn", "score", "scores", "vectors", "fit", "learned", "fitted", "set", "batch", "columns"),
         *("score_column", "score_all"),
     },
+    # methods and state that a field of that name would replace
+    "optimizer": {
+        *("task", "trials", "votes", "needs", "feedback", "experimental", "start", "ask", "tell", "forget"),
+        *("best", "leaders", "mistakes", "model"),
+    },
 }
 BASES = {
     "scorer": "hfdataopt.attribution.scorer:Scorer",
     "filter": "hfdataopt.selection.filter:Filter",
+    "optimizer": "hfdataopt.prompting.optimizer:PromptOptimizer",
 }  # what a component of that kind must inherit from
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -307,3 +313,12 @@ def get_filter(name: str, *, keep: Any = None, **options: Any) -> Any:
             f"filter {name!r}: keep={keep!r} is no keep rule; there are: {', '.join(RULES)}, e.g. top(fraction=0.1)"
         )
     return host().create("filter", name, **({} if keep is None else {"rule": keep}), **options)
+
+
+def get_optimizer(name: str, **options: Any) -> Any:
+    """The prompt optimizer of that name with these options, for example ``get_optimizer("instinct", pool_size=200)``.
+
+    Raises:
+        PluginError, OptionError: as :func:`get_scorer`.
+    """
+    return host().create("optimizer", name, **options)

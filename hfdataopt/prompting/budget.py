@@ -1,0 +1,113 @@
+"""What a search may spend, and what it has spent."""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+
+from hfdataopt.errors import HfDataOptError
+
+MILLION = 1_000_000
+
+
+class BudgetSpent(HfDataOptError):
+    """The next step would go over the budget; the search ends here with what it has."""
+
+
+@dataclass
+class Spent:
+    """Completions (``calls`` of the scored model), tokens, money and what was asked of others."""
+
+    calls: int = 0
+    proposer_calls: int = 0
+    judge_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    embedded: int = 0
+    decoded: int = 0
+    uncertain: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self) | {"tokens": self.tokens}
+
+
+COUNTER = {"model": "calls", "proposer": "proposer_calls", "judge": "judge_calls"}
+
+
+@dataclass
+class Budget:
+    """Limits, None = none. Nothing is sent that could go over one.
+
+    Tokens and money of a request are known only when its answer is there, so each reserves its most (prompt and
+    ``max_new_tokens``) while it is under way. A request whose answer a killed run never saw is sent again and counted as
+    ``uncertain`` beside the budget.
+
+    Attributes:
+        prices: role -> money per million prompt tokens and per million completion tokens.
+    """
+
+    calls: int | None = None
+    proposer_calls: int | None = None
+    judge_calls: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    cost: float | None = None
+    prices: dict[str, tuple[float, float]] = field(default_factory=dict)
+    spent: Spent = field(default_factory=Spent)
+    before: float = 0.0
+    _reserved_tokens: int = 0
+    _reserved_cost: float = 0.0
+    _started: float = field(default_factory=time.monotonic)
+
+    def elapsed(self) -> float:
+        """Seconds of this run and of those it goes on from."""
+        return self.before + time.monotonic() - self._started
+
+    def left(self, role: str) -> float:
+        """Requests that the role's own limit still allows."""
+        limit = getattr(self, COUNTER[role])
+        return math.inf if limit is None else limit - getattr(self.spent, COUNTER[role])
+
+    def price(self, role: str, prompt_tokens: int, completion_tokens: int) -> float:
+        into, out = self.prices.get(role, (0.0, 0.0))
+        return (into * prompt_tokens + out * completion_tokens) / MILLION
+
+    def reserve(self, role: str, prompt_tokens: int, completion_tokens: int) -> bool:
+        """Set aside what a request may use at most; False where that would go over the tokens, the money or the time."""
+        tokens, cost = prompt_tokens + completion_tokens, self.price(role, prompt_tokens, completion_tokens)
+        over = (
+            (self.tokens is not None and self.spent.tokens + self._reserved_tokens + tokens > self.tokens)
+            or (self.cost is not None and self.spent.cost + self._reserved_cost + cost > self.cost)
+            or (self.seconds is not None and self.elapsed() >= self.seconds)
+        )
+        if not over:
+            self._reserved_tokens += tokens
+            self._reserved_cost += cost
+        return not over
+
+    def release(self, role: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Give back what :meth:`reserve` set aside."""
+        self._reserved_tokens -= prompt_tokens + completion_tokens
+        self._reserved_cost -= self.price(role, prompt_tokens, completion_tokens)
+
+    def book(self, role: str, prompt_tokens: int, completion_tokens: int, requests: int = 1) -> None:
+        """Count an answer that has arrived, or one kept from before."""
+        counter = COUNTER[role]
+        setattr(self.spent, counter, getattr(self.spent, counter) + requests)
+        self.spent.prompt_tokens += prompt_tokens
+        self.spent.completion_tokens += completion_tokens
+        self.spent.cost += self.price(role, prompt_tokens, completion_tokens)
+
+    def out_of(self) -> str:
+        """What is used up, in words; empty where something is left of everything."""
+        if self.seconds is not None and self.elapsed() >= self.seconds:
+            return f"max_seconds={self.seconds:g}"
+        if self.tokens is not None and self.spent.tokens >= self.tokens:
+            return f"max_tokens={self.tokens}"
+        if self.cost is not None and self.spent.cost >= self.cost:
+            return f"max_cost={self.cost:g}"
+        return ""

@@ -1,0 +1,141 @@
+"""The ledger: every request before it is sent, every answer before it is used; cache, resume and cost report in one.
+
+One JSON object per line in ``ledger.jsonl``. A resumed run plays the search again from its beginning and finds every
+answer here, so no state of an optimizer is ever stored.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfdataopt.errors import StoreError
+from hfdataopt.files import JsonLines
+
+FILE = "ledger.jsonl"
+VERSION = 1
+
+
+def key_of(*parts: Any) -> str:
+    """A short name of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+class Ledger:
+    """What a search asked and what it was answered, on disk (``folder``), or in memory only (None).
+
+    Raises:
+        StoreError: the folder holds another search, or another process is writing there.
+    """
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any], *, fresh: bool = False, must_exist: bool = False):
+        self.folder = folder
+        self.answers: dict[str, dict[str, Any]] = {}
+        self.sent: dict[str, int] = {}  # requests without an answer, and how often they were sent
+        self.seconds = 0.0
+        self.events: list[dict[str, Any]] = []  # of judges that answer in an order of their own
+        self.kept = 0
+        self._lock: Any = None
+        self._lines = None if folder is None else JsonLines(folder / FILE, "PromptTrainer")
+        if self._lines is None or folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock(folder)
+        if must_exist and not self._lines.file.is_file():
+            self.close()
+            raise StoreError(f"PromptTrainer: there is nothing to resume from in {str(folder)!r} (no {FILE})")
+        if fresh and self._lines.file.is_file():
+            number = 1
+            while (older := folder / f"ledger-{number}.jsonl").exists():
+                number += 1
+            os.replace(self._lines.file, older)
+        self._read(settings)
+
+    def _take_lock(self, folder: Path) -> None:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            self._lock = (folder / ".lock").open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._lock.close()
+                raise StoreError(
+                    f"PromptTrainer: another search is running in {str(folder)!r}; give this one its own output_dir"
+                ) from None
+
+    def _read(self, settings: dict[str, Any]) -> None:
+        assert self._lines is not None
+        settings = json.loads(json.dumps({"version": VERSION, **settings}, default=str))
+        found = None
+        for line in self._lines.read():
+            kind = line.get("kind")
+            if kind == "search":
+                found = line["settings"]
+            elif kind == "request":
+                self.sent[line["key"]] = self.sent.get(line["key"], 0) + 1
+            elif kind == "answer":
+                self.answers[line["key"]] = line
+                self.sent.pop(line["key"], None)
+            elif kind == "seconds":
+                self.seconds = line["seconds"]
+            elif kind == "event":
+                self.events.append(line)
+        self.kept = len(self.answers)
+        if found is None:
+            self._lines.append({"kind": "search", "settings": settings})
+        elif found != settings:
+            name = next(name for name in {**found, **settings} if found.get(name) != settings.get(name))
+            self.close()
+            raise StoreError(
+                f"PromptTrainer: {str(self._lines.file)!r} holds another search ({name} was {found.get(name)!r:.150} and is now "
+                f"{settings.get(name)!r:.150}); give another output_dir, or resume_from_checkpoint=False to begin anew"
+            )
+
+    def request(self, key: str, role: str, content: Any) -> None:
+        """Note a request that is about to be sent."""
+        self.sent[key] = self.sent.get(key, 0) + 1
+        if self._lines is not None:
+            self._lines.append({"kind": "request", "key": key, "role": role, "content": content})
+
+    def answer(self, key: str, role: str, **content: Any) -> dict[str, Any]:
+        """Note an answer; returns the line."""
+        line = {"kind": "answer", "key": key, "role": role, **content}
+        if self._lines is not None:
+            self._lines.append(line)
+        self.answers[key] = line
+        self.sent.pop(key, None)
+        return line
+
+    def event(self, **content: Any) -> None:
+        """Note something that a person did."""
+        line = {"kind": "event", **content}
+        if self._lines is not None:
+            self._lines.append(line)
+        self.events.append(line)
+
+    def time(self, seconds: float) -> None:
+        """Note how long the search has run."""
+        if self._lines is not None:
+            self._lines.append({"kind": "seconds", "seconds": seconds})
+
+    def vectors(self, role: str, keys: list[str]) -> dict[str, np.ndarray]:
+        """Vectors noted under these keys."""
+        return {key: _vector(self.answers[key]["vector"]) for key in keys if key in self.answers}
+
+    def note_vector(self, key: str, role: str, vector: np.ndarray) -> None:
+        self.answer(key, role, vector=base64.b64encode(np.asarray(vector, np.float32).tobytes()).decode())
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _vector(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.float32)
