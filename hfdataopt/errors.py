@@ -29,6 +29,10 @@ class GenerationError(HfDataOptError):
     """A source of completions did not deliver all that was asked of it; the message says how many arrived."""
 
 
+class Refused(HfDataOptError):
+    """``admit`` of the caller let not every request through; the message says how many were left."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the rest is for its author."""
     return (str(error).strip().splitlines() or [""])[0]

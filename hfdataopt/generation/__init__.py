@@ -3,11 +3,15 @@
 - :mod:`~hfdataopt.generation.completion`: one completion, and its JSON
 - :mod:`~hfdataopt.generation.prompts`: prompts and completions as token ids
 - :mod:`~hfdataopt.generation.generator`: what every source offers
-- :mod:`~hfdataopt.generation.local`, :mod:`~hfdataopt.generation.draws`: sampling from a model in memory
+- :mod:`~hfdataopt.generation.local`, :mod:`~hfdataopt.generation.batches`, :mod:`~hfdataopt.generation.draws`: sampling from
+  a model in memory
 - :mod:`~hfdataopt.generation.endpoint`: any OpenAI-compatible URL
+- :mod:`~hfdataopt.generation.callables`: a function of the user's, and whatever else is handed over as ``model``
 - :mod:`~hfdataopt.generation.column`: completions that a dataset already has
 """
 
+from hfdataopt.errors import Refused
+from hfdataopt.generation.callables import CallableGenerator, as_generator
 from hfdataopt.generation.column import ColumnGenerator
 from hfdataopt.generation.completion import Completion, unfinished_share
 from hfdataopt.generation.endpoint import EndpointGenerator
@@ -16,11 +20,14 @@ from hfdataopt.generation.local import LocalGenerator
 from hfdataopt.generation.prompts import as_messages, completion_ids, prompt_ids
 
 __all__ = [
+    "CallableGenerator",
     "ColumnGenerator",
     "Completion",
     "EndpointGenerator",
     "Generator",
     "LocalGenerator",
+    "Refused",
+    "as_generator",
     "as_messages",
     "completion_ids",
     "prompt_ids",

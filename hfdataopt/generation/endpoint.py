@@ -1,41 +1,50 @@
 """Completions from any OpenAI-compatible URL, or from Hugging Face's inference API."""
 
 import asyncio
+import contextlib
 import email.utils
 import hashlib
 import os
-import random
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from hfdataopt.errors import DataError, GenerationError, OptionError
 from hfdataopt.generation.completion import Completion
-from hfdataopt.generation.generator import Have, Job, OnDone, RowId, open_jobs, table
+from hfdataopt.generation.generator import Admit, Generator, Have, Job, OnDone, RowId, check_refused, open_jobs, table
 from hfdataopt.generation.prompts import check_prompt
 from hfdataopt.options import check_options, check_range
 
 WHO = "endpoint"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds, doubled from one try to the next
 LONGEST_RETRY_AFTER = 600.0
+FIRST_ALONE = 1.0  # seconds for which the first request of a generator goes alone
+NEVER_MINE = (401, 402, 403, 404, 405)  # answers that every request would get
+OFTEN_ALL = (400, 413, 422)  # and those that every request would get, unless one was answered already
 HUGGING_FACE = (".huggingface.co", ".huggingface.cloud")
 ENDED = ("stop", "eos_token", "stop_sequence")  # the last two are text-generation-inference's
 
 
 class _FinalError(Exception):
-    """A request that is not tried again."""
+    """A request that is not tried again; ``for_all``: nor would another one be answered."""
+
+    def __init__(self, cause: str, for_all: bool = False):
+        super().__init__(cause)
+        self.for_all = for_all
 
 
 @dataclass
-class EndpointGenerator:
+class EndpointGenerator(Generator):
     """Asks a server for completions: one request per sample, several at a time, tried again when the server is busy.
 
     Answers 429, 408 and 5xx, timeouts and broken connections are tried again after a wait that doubles, with jitter, and is
-    at least what ``Retry-After`` asks for. Any other error is final for its request. When ``concurrency`` requests in a row
-    have failed for good, no more are sent.
+    at least what ``Retry-After`` asks for. Any other error is final for its request. No more are sent after an answer that
+    every request would get (a wrong key, an unknown model; a bad request before any other was answered), nor when
+    ``concurrency`` requests in a row have failed for good. The very first request goes alone for up to a second, so that
+    a wrong key is found with one.
 
     Attributes:
         model: its name at the server.
@@ -46,7 +55,10 @@ class EndpointGenerator:
         timeout: seconds for one request. retries: how often a request is tried again.
         extra: more fields of the request; None leaves one out, for example ``{"seed": None}``.
         chat: a text prompt is sent as one message of the user. False = it is continued as it is (``/completions``).
+        attempts: requests sent so far, those that were tried again among them.
     """
+
+    name: ClassVar[str] = "endpoint"
 
     model: str
     base_url: str | None = field(default=None, kw_only=True)
@@ -60,7 +72,8 @@ class EndpointGenerator:
     retries: int = field(default=4, kw_only=True)
     extra: dict[str, Any] | None = field(default=None, kw_only=True)
     chat: bool = field(default=True, kw_only=True)
-    on_policy = False
+    attempts: int = field(default=0, init=False, repr=False, compare=False)
+    _answered: bool = field(default=False, init=False, repr=False, compare=False)  # whether a request ever was
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -101,13 +114,15 @@ class EndpointGenerator:
         seed: int = 0,
         have: Have | None = None,
         on_done: OnDone | None = None,
+        admit: Admit | None = None,
     ) -> list[list[Completion]]:
         """``[prompts][n]`` completions; see :class:`~hfdataopt.generation.generator.Generator`.
 
-        Also inside a running event loop; ``on_done`` is then called from another thread, one call at a time.
+        Also inside a running event loop; ``on_done`` and ``admit`` are then called from another thread, one call at a time.
 
         Raises:
             GenerationError: some did not arrive; the others were handed to ``on_done``.
+            Refused: ``admit`` left some out.
             DataError: a prompt that is missing, or messages with ``chat=False``; the row is named.
         """
         jobs = open_jobs(WHO, prompts, n, keys, self.temperature, have)
@@ -116,23 +131,32 @@ class EndpointGenerator:
             if not self.chat and not isinstance(prompts[index], str):
                 raise DataError(f"{WHO}: chat=False takes text prompts; row {keys[index]!r} is a list of messages")
         made: dict[Job, Completion] = {}
-        failures: list[tuple[Job, str]] = []
+        failures: list[tuple[Job, _FinalError]] = []
+        refused: list[Job] = []
 
         def arrived(job: Job, completion: Completion) -> None:
             made[job] = completion
             if on_done is not None:
                 on_done(*job, completion)
 
+        def admitted(job: Job) -> bool:
+            if admit is None or admit(*job):
+                return True
+            refused.append(job)
+            return False
+
         if jobs:
-            _run(self._all(jobs, prompts, keys, seed, arrived, failures))
+            run_async(self._all(jobs, prompts, keys, seed, admitted, arrived, failures))
         if failures:
-            (index, _), cause = failures[-1]
+            last = next((failure for failure in failures if failure[1].for_all), failures[-1])
+            (index, _), cause = last
             before = f" besides {len(have)} from before" if have else ""
             raise GenerationError(
                 f"{WHO} {self.model!r}: {len(made)} of {len(jobs)} completions arrived{before}; {len(failures)} requests "
-                f"failed, the last one for row {keys[index]!r}: {cause}. What arrived is not lost where completions are "
-                "stored as they arrive: run again to go on from there"
+                f"failed, {'that' if cause.for_all else 'the last one'} for row {keys[index]!r}: {cause}. What arrived is not "
+                "lost where completions are stored as they arrive: run again to go on from there"
             )
+        check_refused(f"{WHO} {self.model!r}", len(refused), len(made))
         return table(prompts, n, have, made)
 
     async def _all(
@@ -141,13 +165,15 @@ class EndpointGenerator:
         prompts: Sequence[Any],
         keys: Sequence[RowId],
         seed: int,
-        arrived: Any,
-        failures: list[tuple[Job, str]],
+        admitted: Callable[[Job], bool],
+        arrived: Callable[[Job, Completion], None],
+        failures: list[tuple[Job, _FinalError]],
     ) -> None:
         from huggingface_hub import AsyncInferenceClient
 
         queue: Iterator[Job] = iter(jobs)
         in_a_row = 0
+        stop, first = asyncio.Event(), asyncio.Event()  # no more are sent; the first one was answered
         key = self._key()
         async with AsyncInferenceClient(
             provider=None if self.base_url else "auto",
@@ -164,21 +190,32 @@ class EndpointGenerator:
             async def work() -> None:
                 nonlocal in_a_row
                 for job in queue:
-                    index, sample = job
-                    content = f"{seed}/{type(keys[index]).__name__}/{keys[index]}/{sample}"
-                    number = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "little") >> 1
-                    try:
-                        completion = await self._one(client, session, prompts[index], number)
-                    except _FinalError as error:
-                        failures.append((job, str(error)))
-                        in_a_row += 1
-                        if in_a_row >= self.concurrency:
-                            return
+                    if stop.is_set():
+                        return
+                    if not admitted(job):
                         continue
-                    in_a_row = 0
+                    index, sample = job
+                    number = _number(seed, keys[index], sample)
+                    try:
+                        completion = await self._one(client, session, prompts[index], number, stop)
+                    except _FinalError as error:
+                        failures.append((job, error))
+                        in_a_row += 1
+                        if error.for_all or in_a_row >= self.concurrency:
+                            stop.set()
+                        continue
+                    finally:
+                        first.set()
+                    in_a_row, self._answered = 0, True
                     arrived(job, completion)
 
-            workers = [asyncio.ensure_future(work()) for _ in range(min(self.concurrency, len(jobs)))]
+            async def later() -> None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(first.wait(), 0 if self._answered else FIRST_ALONE)
+                await work()
+
+            count = min(self.concurrency, len(jobs))
+            workers = [asyncio.ensure_future(worker) for worker in (work(), *(later() for _ in range(count - 1)))]
             try:
                 await asyncio.gather(*workers)
             finally:
@@ -186,30 +223,34 @@ class EndpointGenerator:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _one(self, client: Any, session: Any, prompt: Any, seed: int) -> Completion:
+    async def _one(self, client: Any, session: Any, prompt: Any, number: int, stop: asyncio.Event) -> Completion:
         """One completion; ``_FinalError`` after the last try, with the cause in words."""
         for attempt in range(self.retries + 1):
+            self.attempts += 1
             try:
-                return await asyncio.wait_for(self._ask(client, session, prompt, seed), self.timeout)
+                return await asyncio.wait_for(self._ask(client, session, prompt, number), self.timeout)
             except Exception as error:
                 again, asked = _again(error)
                 cause = self._in_words(error)
-                if attempt == self.retries or not again:
+                if attempt == self.retries or not again or stop.is_set():
                     tries = f" (tried {attempt + 1} times)" if attempt else ""
-                    raise _FinalError(f"{cause}{tries}") from None
+                    status = _status(error)
+                    for_all = status in NEVER_MINE or (status in OFTEN_ALL and not self._answered)
+                    raise _FinalError(f"{cause}{tries}", for_all) from None
                 if asked > LONGEST_RETRY_AFTER:
                     raise _FinalError(f"{cause}; it asks to come back after {asked:.0f} s") from None
-            wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
-            await asyncio.sleep(max(asked, wait * _JITTER.uniform(0.5, 1.0)))
+            with contextlib.suppress(TimeoutError):  # a stop ends the wait
+                await asyncio.wait_for(stop.wait(), max(asked, backoff(number, attempt)))
+                raise _FinalError(f"{cause} (tried {attempt + 1} times)")
         raise AssertionError("unreachable")
 
-    async def _ask(self, client: Any, session: Any, prompt: Any, seed: int) -> Completion:
+    async def _ask(self, client: Any, session: Any, prompt: Any, number: int) -> Completion:
         fields = {
             "max_tokens": self.max_new_tokens,
             "temperature": float(self.temperature),
             "top_p": float(self.top_p),
             "stop": self.stop,
-            "seed": seed,
+            "seed": number,
             **(self.extra or {}),
         }
         fields = {name: value for name, value in fields.items() if value is not None}
@@ -226,7 +267,9 @@ class EndpointGenerator:
             raise ValueError("the answer holds no completion") from None
         if text is not None and not isinstance(text, str):
             raise ValueError("the answer holds no text")
-        return Completion(text or "", None, finished)
+        usage = answer.get("usage")
+        counts = [usage.get(name) if usage else None for name in ("prompt_tokens", "completion_tokens")]
+        return Completion(text or "", None, finished, *[x if isinstance(x, int) else None for x in counts])
 
     async def _complete(self, session: Any, fields: dict[str, Any]) -> Any:
         """What ``AsyncInferenceClient`` has no method for: OpenAI's ``/completions``."""
@@ -253,22 +296,35 @@ class EndpointGenerator:
         """The error in one line of at most 300 characters, without the key."""
         if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
             return f"no answer within {self.timeout:g} s"
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = _status(error)
         text = f"{f'status {status}: ' if status else ''}{type(error).__name__}: {error}"
         key = self._key()
         text = text.replace(key, "***") if key else text
         return " ".join(text.split())[:300]
 
 
-_JITTER = random.Random()  # not the global state, which belongs to the training run
+def backoff(number: int, attempt: int) -> float:
+    """Seconds to wait after a request's attempt (from 0) failed; its jitter follows from the request's seed ``number``."""
+    digest = hashlib.sha256(f"{number}/{attempt}".encode()).digest()
+    jitter = int.from_bytes(digest[:4], "little") / 2**32
+    return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * (0.5 + 0.5 * jitter)
+
+
+def _number(seed: int, key: RowId, sample: int) -> int:
+    """The seed that a request carries, below 2**31."""
+    digest = hashlib.sha256(f"{seed}/{type(key).__name__}/{key}/{sample}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _again(error: BaseException) -> tuple[bool, float]:
     """Whether the same request may succeed later, and how many seconds the server asks to wait."""
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    if response is not None and status is not None:
-        asked = _retry_after(response.headers.get("Retry-After"))
+    status = _status(error)
+    if status is not None:
+        asked = _retry_after(getattr(error, "response").headers.get("Retry-After"))  # noqa: B009
         return status in (408, 429) or status >= 500, asked
     if type(error).__name__ == "OfflineModeIsEnabled":
         return False, 0.0
@@ -289,7 +345,7 @@ def _retry_after(value: str | None) -> float:
         return 0.0
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def run_async(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end, in a thread of its own where a loop is running here already, as in a notebook."""
     try:
         asyncio.get_running_loop()

@@ -1,30 +1,37 @@
 """What every source of completions offers."""
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import DataError, OptionError, Refused
 from hfdataopt.generation.completion import Completion
 
 RowId = str | int
 Job = tuple[int, int]  # (index of the prompt, number of the sample)
 OnDone = Callable[[int, int, Completion], None]
+Admit = Callable[[int, int], bool]
 Have = Mapping[Job, Completion]
+TOKENS_PER_MESSAGE = 16  # the most that a chat template is taken to put around a message
 
 
-class Generator(Protocol):
-    """Samples ``n`` completions of each prompt.
+class Generator(ABC):
+    """Samples ``n`` completions of each prompt. A plugin's generator is a dataclass that inherits from this.
 
-    ``on_policy``: whether they are draws from the model under study, unchanged.
+    Attributes:
+        on_policy: whether completions are draws from the model under study, unchanged.
+        max_new_tokens: the most tokens of a completion; None = not known.
     """
 
-    @property
-    def on_policy(self) -> bool: ...
+    on_policy: Any = False
+    max_new_tokens: Any = None
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """A JSON object of everything that changes the output, apart from the weights of a live model."""
-        ...
 
+    @abstractmethod
     def generate(
         self,
         prompts: Sequence[Any],
@@ -34,16 +41,30 @@ class Generator(Protocol):
         seed: int = 0,
         have: Have | None = None,
         on_done: OnDone | None = None,
+        admit: Admit | None = None,
     ) -> list[list[Completion]]:
         """``[prompts][n]`` completions.
+
+        ``on_done`` and ``admit`` may be called from another thread, one call at a time.
 
         Args:
             prompts: strings, or lists of messages.
             keys: a unique name of each prompt, such as its row id; draws depend on (seed, key, sample) only.
             have: completions of an earlier run by ``(index, sample)``; they are returned and not made again.
             on_done: ``(index, sample, completion)``, called as each one arrives.
+            admit: ``(index, sample)``, asked once per completion, right before it is asked for; where it says False, that
+                one is left out.
+
+        Raises:
+            GenerationError: some did not arrive; the others were handed to ``on_done``.
+            Refused: ``admit`` left some out; the others were handed to ``on_done``.
         """
-        ...
+
+    def count_tokens(self, prompt: Any) -> int:
+        """Tokens of a prompt, or a bound from above: a token is a byte or more, and a message costs some more."""
+        messages = [{"content": prompt}] if isinstance(prompt, str) else prompt
+        texts = [x if isinstance(x := message.get("content"), str) else json.dumps(x) for message in messages]
+        return sum(len(text.encode()) + TOKENS_PER_MESSAGE for text in texts)
 
 
 def open_jobs(
@@ -67,3 +88,9 @@ def table(prompts: Sequence[Any], n: int, *found: Have | None) -> list[list[Comp
     """``[prompts][n]`` from completions by ``(index, sample)``."""
     merged = {job: completion for part in found if part for job, completion in part.items()}
     return [[merged[index, sample] for sample in range(n)] for index in range(len(prompts))]
+
+
+def check_refused(who: str, refused: int, made: int) -> None:
+    """Raise :class:`Refused` where ``admit`` left some out."""
+    if refused:
+        raise Refused(f"{who}: {made} completions were made; {refused} were left, for which admit() said no")

@@ -5,16 +5,17 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from hfdataopt.attribution.quiet import untouched
 from hfdataopt.console import say
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import DataError, OptionError, first_line
+from hfdataopt.generation.batches import Prefixes, plan
 from hfdataopt.generation.completion import Completion, unfinished_share
 from hfdataopt.generation.draws import Draw, stream_of
-from hfdataopt.generation.generator import Have, Job, OnDone, RowId, open_jobs, table
+from hfdataopt.generation.generator import Admit, Generator, Have, Job, OnDone, RowId, check_refused, open_jobs, table
 from hfdataopt.generation.prompts import prompt_ids, tokenizer_of
 from hfdataopt.gradients import MemoryLimit, name_rows, unpeft
 from hfdataopt.gradients.blocks import unwrap
@@ -25,7 +26,7 @@ UNFINISHED_TOLD = 0.5
 
 
 @dataclass
-class LocalGenerator:
+class LocalGenerator(Generator):
     """Samples from a live causal LM with ``model.generate`` and its key-value cache, in eval mode.
 
     A draw depends on (seed, key of the prompt, sample, step) and on the model's distribution there: not on batch size,
@@ -34,22 +35,27 @@ class LocalGenerator:
     counts only for its end tokens.
 
     Attributes:
-        model: a causal LM; also in training mode, with LoRA, or wrapped by ``DistributedDataParallel``.
-        processing_class: its tokenizer, or a processor that holds it.
+        model: a causal LM; also in training mode, with LoRA, or wrapped by ``DistributedDataParallel``. Or a hub id or
+            folder, which is loaded.
+        processing_class: its tokenizer, or a processor that holds it; None = the one beside the model's weights.
         max_new_tokens: the most tokens of a completion, the end token among them.
         temperature: 0 = the most probable token. top_k: 0 = all. top_p: 1 = all.
         stop: a completion ends where one of these strings is complete; the text ends before it, the tokens with it.
         batch_size: sequences at a time; fewer from when memory ran out.
+        share_prefix: tokens that all prompts of a batch begin with are read once, where there are enough of them.
     """
 
+    name: ClassVar[str] = "transformers"
+
     model: Any = field(repr=False)
-    processing_class: Any = field(repr=False)
+    processing_class: Any = field(default=None, repr=False)
     max_new_tokens: int = field(default=256, kw_only=True)
     temperature: float = field(default=1.0, kw_only=True)
     top_k: int = field(default=0, kw_only=True)
     top_p: float = field(default=1.0, kw_only=True)
     stop: list[str] | None = field(default=None, kw_only=True)
     batch_size: int = field(default=16, kw_only=True)
+    share_prefix: bool = field(default=True, kw_only=True)
     memory: MemoryLimit = field(default_factory=MemoryLimit, init=False, repr=False)
     _told: bool = field(default=False, init=False, repr=False)  # that completions do not end
 
@@ -60,6 +66,16 @@ class LocalGenerator:
         check_range(self, "top_p", above=0, at_most=1)
         if self.stop is not None and not all(self.stop):
             raise OptionError(f"{WHO}: stop={self.stop!r} holds an empty string, which every text ends with")
+        if isinstance(self.model, str):
+            self.model = _load(self.model, "AutoModelForCausalLM", dtype="auto")
+        if self.processing_class is None:
+            where = getattr(getattr(self._inner(), "config", None), "name_or_path", "")
+            if not where:
+                raise OptionError(
+                    f"{WHO}: processing_class= is needed: nothing says where the tokenizer of this "
+                    f"{type(self._inner()).__name__} is"
+                )
+            self.processing_class = _load(where, "AutoTokenizer")
         self._tokenizer = tokenizer_of(self.processing_class, WHO)
         inner = self._inner()
         if not callable(getattr(inner, "generate", None)) or getattr(inner.config, "is_encoder_decoder", False):
@@ -98,36 +114,53 @@ class LocalGenerator:
         seed: int = 0,
         have: Have | None = None,
         on_done: OnDone | None = None,
+        admit: Admit | None = None,
     ) -> list[list[Completion]]:
         """``[prompts][n]`` completions; see :class:`~hfdataopt.generation.generator.Generator`.
 
         Raises:
             OptionError: ``temperature=0`` and ``n > 1``.
+            Refused: ``admit`` left some out.
             DataError: a prompt that is missing or too long, or logits that are not numbers; the row is named.
         """
         jobs = open_jobs(WHO, prompts, n, keys, self.temperature, have)
         wanted = sorted({index for index, _ in jobs})
         read = self.check([prompts[index] for index in wanted], [keys[index] for index in wanted])
         ids = dict(zip(wanted, read, strict=True))
-        jobs.sort(key=lambda job: len(ids[job[0]]))
         made: dict[Job, Completion] = {}
+        refused = 0
         ends = self._ends()
-        with self._ready() as (model, padded):
-            while jobs:
-                batch = self._next(jobs, ids, padded)
-                try:
-                    found = self._sample(model, [ids[index] for index, _ in batch], batch, keys, seed, ends)
-                except torch.OutOfMemoryError:
-                    found = None  # the tensors that the error holds are freed after this block
-                if found is None:
-                    self.memory.shrink(len(batch), [keys[index] for index, _ in batch], WHO)
-                    continue
-                del jobs[: len(batch)]
-                for job, completion in zip(batch, found, strict=True):
-                    made[job] = completion
-                    if on_done is not None:
-                        on_done(*job, completion)
+        with self._ready() as (model, accepts):
+            # Without position_ids a model would count positions from the left edge of the padding.
+            padded = "position_ids" in accepts
+            prefixes = Prefixes(model, accepts) if self.share_prefix and padded else None
+            for planned in plan(jobs, ids, self.batch_size, padded):
+                left = planned
+                admitted: set[Job] = set()  # asked once, also where memory runs out and the batch is run in parts
+                while left:
+                    batch = left[: self.memory.rows or self.batch_size]
+                    if admit is not None:
+                        admitted |= {job for job in batch if job not in admitted and admit(*job)}
+                        kept = [job for job in batch if job in admitted]
+                        refused += len(batch) - len(kept)
+                        left = kept + left[len(batch) :]
+                        batch = kept
+                    if not batch:
+                        continue
+                    try:
+                        found = self._sample(model, prefixes, [ids[x] for x, _ in batch], batch, keys, seed, ends)
+                    except torch.OutOfMemoryError:
+                        found = None  # the tensors that the error holds are freed after this block
+                    if found is None:
+                        self.memory.shrink(len(batch), [keys[index] for index, _ in batch], WHO)
+                        continue
+                    left = left[len(batch) :]
+                    for job, completion in zip(batch, found, strict=True):
+                        made[job] = completion
+                        if on_done is not None:
+                            on_done(*job, completion)
         self._tell_unfinished(list(made.values()))
+        check_refused(WHO, refused, len(made))
         return table(prompts, n, have, made)
 
     def check(self, prompts: Sequence[Any], keys: Sequence[RowId]) -> list[list[int]]:
@@ -135,6 +168,10 @@ class LocalGenerator:
         ids = [prompt_ids(prompt, self._tokenizer, WHO, key) for prompt, key in zip(prompts, keys, strict=True)]
         self._check_lengths({key: len(tokens) for key, tokens in zip(keys, ids, strict=True)})
         return ids
+
+    def count_tokens(self, prompt: Any) -> int:
+        """Tokens of a prompt, as the model reads it."""
+        return len(prompt_ids(prompt, self._tokenizer, WHO, "?"))
 
     def _inner(self) -> Any:
         return unpeft(unwrap(self.model))
@@ -160,8 +197,8 @@ class LocalGenerator:
             )
 
     @contextmanager
-    def _ready(self) -> Iterator[tuple[Any, bool]]:
-        """The model to call, without a generation config of its own, and whether prompts of other lengths may be padded."""
+    def _ready(self) -> Iterator[tuple[Any, frozenset[str]]]:
+        """The model to call, without a generation config of its own, and the arguments of its ``forward``."""
         from transformers import GenerationConfig
 
         model = self._inner()
@@ -171,19 +208,14 @@ class LocalGenerator:
         with untouched(outer), torch.no_grad():
             try:
                 model.generation_config = GenerationConfig()
-                # Without position_ids a model would count positions from the left edge of the padding.
-                yield model, "position_ids" in inspect.signature(model.forward).parameters
+                yield model, frozenset(inspect.signature(model.forward).parameters)
             finally:
                 model.generation_config = given
-
-    def _next(self, jobs: list[Job], ids: dict[int, list[int]], padded: bool) -> list[Job]:
-        batch = jobs[: min(self.batch_size, self.memory.rows or self.batch_size)]
-        shortest = len(ids[batch[0][0]])
-        return batch if padded else [job for job in batch if len(ids[job[0]]) == shortest]
 
     def _sample(
         self,
         model: Any,
+        prefixes: Prefixes | None,
         prompts: list[list[int]],
         jobs: list[Job],
         keys: Sequence[RowId],
@@ -196,8 +228,11 @@ class LocalGenerator:
         pad = self._tokenizer.pad_token_id
         pad = pad if pad is not None else ends[0] if ends else 0
         width = max(map(len, prompts))
-        input_ids = torch.tensor([[pad] * (width - len(x)) + x for x in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in prompts], device=device)
+        shared, cache = prefixes.of(prompts) if prefixes is not None else (0, None)
+        # Padding stands left of what each prompt has for itself, and so behind what is read already.
+        gaps = [width - len(x) for x in prompts]
+        input_ids = [x[:shared] + [pad] * gap + x[shared:] for x, gap in zip(prompts, gaps, strict=True)]
+        mask = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
         finite = _Finite()
         processors: list[Any] = [finite, *self._warpers()]
         if self.temperature > 0:
@@ -205,8 +240,9 @@ class LocalGenerator:
             processors.append(Draw(streams, width, device))
         stopped = _Stopped(self.stop, self._tokenizer, width, len(jobs)) if self.stop else None
         output = model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
+            input_ids=torch.tensor(input_ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            **({} if cache is None else {"past_key_values": cache}),
             generation_config=GenerationConfig(
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
@@ -224,7 +260,7 @@ class LocalGenerator:
             )
         rows = output[:, width:].tolist()
         cuts = stopped.lengths if stopped else [None] * len(rows)
-        return [self._completion(row, set(ends), cut) for row, cut in zip(rows, cuts, strict=True)]
+        return [self._completion(*one, set(ends)) for one in zip(prompts, rows, cuts, strict=True)]
 
     def _warpers(self) -> list[Any]:
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -238,12 +274,13 @@ class LocalGenerator:
             warpers.append(TopPLogitsWarper(float(self.top_p)))
         return warpers if self.temperature > 0 else []
 
-    def _completion(self, row: list[int], ends: set[int], cut: int | None) -> Completion:
+    def _completion(self, prompt: list[int], row: list[int], cut: int | None, ends: set[int]) -> Completion:
         end = next((place + 1 for place, token in enumerate(row[:cut]) if token in ends), None)
         ids = row[: end or cut]
         text = self._tokenizer.decode(ids if end is None else ids[:-1], skip_special_tokens=True)
         places = [place for string in self.stop or [] if (place := text.find(string)) >= 0]
-        return Completion(text[: min(places)] if places else text, ids, end is not None or cut is not None)
+        finished = end is not None or cut is not None
+        return Completion(text[: min(places)] if places else text, ids, finished, len(prompt), len(ids))
 
     def _tell_unfinished(self, made: list[Completion]) -> None:
         share = unfinished_share(made)
@@ -253,6 +290,16 @@ class LocalGenerator:
                 f"{share:.0%} of {len(made)} completions did not end within max_new_tokens={self.max_new_tokens}; "
                 + ("the model has no end token" if not self._ends() else "give them more")
             )
+
+
+def _load(where: str, kind: str, **options: Any) -> Any:
+    """What transformers' class ``kind`` finds at a hub id or in a folder."""
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_pretrained(where, **options)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{WHO}: {kind} cannot load {where!r}: {first_line(error)}") from error
 
 
 class _Finite:
