@@ -21,8 +21,7 @@ LETTER = "Therefore, among A through E, the answer is"
 PROMPT = "Q: {}\nA:"
 
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w.,)\]])[-−]\s?)?"
-    r"[$€£]?(?P<inner>-)?"
+    r"(?P<sign>(?<![\w.,)\]])[-−])?(?:[$€£](?P<inner>[-−])?)?"
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?P<exponent>[eE][+-]?\d+(?!\w))?"
 )
 _LETTER = r"[(\[]?([A-E])(?![\w'])"
@@ -158,11 +157,10 @@ def last_number(text: str) -> float | None:
 
     A hyphen is a sign only where nothing stands before it: ``10-4`` ends in 4, ``= -4`` in -4.
     """
-    found = None
-    for found in _NUMBER.finditer(text):  # noqa: B007
-        pass
-    if found is None:
+    matches = list(_NUMBER.finditer(text))
+    if not matches:
         return None
+    found = matches[-1]
     value = float(found["digits"].replace(",", "") + (found["exponent"] or ""))
     return -value if found["sign"] or found["inner"] else value
 
@@ -183,7 +181,7 @@ def last_letter(text: str) -> str | None:
 def reply_of(text: str) -> str:
     """What follows the last sentence of extraction; the whole text where there is none."""
     for sentence in (NUMBER, LETTER):
-        before, found, reply = text.rpartition(sentence)
+        _, found, reply = text.rpartition(sentence)
         if found:
             return f"answer is {reply.lstrip(' :')}" if sentence == LETTER else reply
     return text

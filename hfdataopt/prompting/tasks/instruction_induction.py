@@ -154,7 +154,7 @@ def normalise(text: str, lower: bool = True) -> str:
     """The first sentence of the first line: no "and", no marks but those of numbers, a space for each hyphen."""
     for dropped in (" and ", "Sentence 1:", "Sentence 2:"):
         text = text.replace(dropped, " ")
-    text = (text.strip().splitlines() or [""])[0]
+    text = text.strip().split("\n")[0]
     text = re.split(r"\.(?!\d)", text)[0]
     text = text.lower() if lower else text
     kept = {match.start() for match in _NUMBER_MARK.finditer(text)}

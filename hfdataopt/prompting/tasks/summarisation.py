@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from hfdataopt.console import say
 from hfdataopt.errors import DataError
-from hfdataopt.prompting.tasks.files import PROMPT, needed, one_of, rows_of
+from hfdataopt.prompting.tasks.files import PROMPT, one_of, rows_of
 from hfdataopt.rewards.metric import MetricReward, reward_from_metric
 
 WHO = "summarisation"
@@ -26,16 +27,18 @@ def load_summarisation(
         split: ``train``, ``validation`` or ``test``; of no meaning for a file.
         dialogue, summary: the names of the columns, such as ``input`` and ``output`` in the files of INSTINCT.
     """
-    rows = []
-    for name, row in rows_of(source, split, WHO).items():
-        where = f"row {name!r} of {str(source)!r}"
-        text = str(needed(row, dialogue, WHO, where)).replace("\r\n", "\n").strip()
-        short = str(needed(row, summary, WHO, where)).strip()
-        if not text or not short:
-            continue  # the training split of SAMSum has a dialogue without words
-        rows.append({"prompt": PROMPT.format(text), "input": text, "answer": short, "references": [short]})
+    rows, found = [], rows_of(source, split, WHO)
+    for name, row in found.items():
+        for column in (dialogue, summary):
+            if column not in row:
+                raise DataError(f"{WHO}: row {name!r} of {str(source)!r} has no {column!r}; it has {', '.join(row)}")
+        text, short = ((row[column] or "").replace("\r\n", "\n").strip() for column in (dialogue, summary))
+        if text and short:
+            rows.append({"prompt": PROMPT.format(text), "input": text, "answer": short, "references": [short]})
     if not rows:
-        raise DataError(f"{WHO}: {str(source)!r} has no row with both {dialogue!r} and {summary!r}")
+        raise DataError(f"{WHO}: no row of {str(source)!r} has words in both {dialogue!r} and {summary!r}")
+    if len(rows) < len(found):
+        say(f"{WHO}: {len(found) - len(rows)} of {len(found)} rows have no dialogue or no summary; they are left out")
     return Dataset.from_list(rows)
 
 
