@@ -76,6 +76,9 @@ class Judge:
             raise DataError(f"{type(self).__name__}: {len(words)} words for {len(waiting)} questions")
         return [Decision(question.id, word) for question, word in zip(waiting, words, strict=True)]
 
+    def kept(self, decision: Decision) -> None:
+        """The decision is on disk."""
+
     def end(self, state: dict[str, Any]) -> None:
         """The search is over."""
 
