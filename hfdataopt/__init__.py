@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hfdataopt.attribution.scorer import PointwiseScorer, Scorer
     from hfdataopt.attribution.scores import Scores
     from hfdataopt.hookspecs import hookimpl
-    from hfdataopt.plugins import get_filter, get_scorer
+    from hfdataopt.plugins import get_filter, get_generator, get_scorer
     from hfdataopt.rewards.code_pass_rate import code_pass_rate
     from hfdataopt.rewards.metric import reward_from_metric
     from hfdataopt.rewards.win_rate import win_rate
@@ -39,6 +39,7 @@ _HOME = {
     "curriculum": "hfdataopt.selection.curriculum",
     "diverse": "hfdataopt.selection.rules",
     "get_filter": "hfdataopt.plugins",
+    "get_generator": "hfdataopt.plugins",
     "get_scorer": "hfdataopt.plugins",
     "hookimpl": "hfdataopt.hookspecs",
     "quantile": "hfdataopt.selection.rules",
@@ -65,6 +66,7 @@ __all__ = [
     "curriculum",
     "diverse",
     "get_filter",
+    "get_generator",
     "get_scorer",
     "hookimpl",
     "quantile",

@@ -55,6 +55,7 @@ BASES = {
     "scorer": "hfdataopt.attribution.scorer:Scorer",
     "filter": "hfdataopt.selection.filter:Filter",
     "optimizer": "hfdataopt.prompting.optimizer:PromptOptimizer",
+    "generator": "hfdataopt.generation.generator:Generator",
 }  # what a component of that kind must inherit from
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -295,6 +296,15 @@ def get_scorer(name: str, **options: Any) -> Any:
         OptionError: it has no such option, or the value is not allowed.
     """
     return host().create("scorer", name, **options)
+
+
+def get_generator(name: str, **options: Any) -> Any:
+    """The text generator of that name with these options, for example ``get_generator("transformers", model="my/model")``.
+
+    Raises:
+        PluginError, OptionError: as :func:`get_scorer`.
+    """
+    return host().create("generator", name, **options)
 
 
 def get_filter(name: str, *, keep: Any = None, **options: Any) -> Any:

@@ -7,6 +7,7 @@
   a model in memory
 - :mod:`~hfdataopt.generation.endpoint`: any OpenAI-compatible URL
 - :mod:`~hfdataopt.generation.callables`: a function of the user's, and whatever else is handed over as ``model``
+- :mod:`~hfdataopt.generation.images`: an image for each text
 - :mod:`~hfdataopt.generation.column`: completions that a dataset already has
 """
 
@@ -16,18 +17,30 @@ from hfdataopt.generation.column import ColumnGenerator
 from hfdataopt.generation.completion import Completion, unfinished_share
 from hfdataopt.generation.endpoint import EndpointGenerator
 from hfdataopt.generation.generator import Generator
+from hfdataopt.generation.images import (
+    CallableImages,
+    DiffusersImages,
+    ImageCompletion,
+    ImageGenerator,
+    as_image_generator,
+)
 from hfdataopt.generation.local import LocalGenerator
 from hfdataopt.generation.prompts import as_messages, completion_ids, prompt_ids
 
 __all__ = [
     "CallableGenerator",
+    "CallableImages",
     "ColumnGenerator",
     "Completion",
+    "DiffusersImages",
     "EndpointGenerator",
     "Generator",
+    "ImageCompletion",
+    "ImageGenerator",
     "LocalGenerator",
     "Refused",
     "as_generator",
+    "as_image_generator",
     "as_messages",
     "completion_ids",
     "prompt_ids",

@@ -195,7 +195,7 @@ class EndpointGenerator(Generator):
                     if not admitted(job):
                         continue
                     index, sample = job
-                    number = _number(seed, keys[index], sample)
+                    number = request_seed(seed, keys[index], sample)
                     try:
                         completion = await self._one(client, session, prompts[index], number, stop)
                     except _FinalError as error:
@@ -310,7 +310,7 @@ def backoff(number: int, attempt: int) -> float:
     return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * (0.5 + 0.5 * jitter)
 
 
-def _number(seed: int, key: RowId, sample: int) -> int:
+def request_seed(seed: int, key: RowId, sample: int) -> int:
     """The seed that a request carries, below 2**31."""
     digest = hashlib.sha256(f"{seed}/{type(key).__name__}/{key}/{sample}".encode()).digest()
     return int.from_bytes(digest[:4], "little") >> 1
