@@ -1,15 +1,12 @@
-"""Judges: who says which of two answers is better.
-
-The loop shows the two answers in a random order, once, and turns the word back; a judge never shuffles.
-"""
+"""What a judge is: it is asked questions, and hands back decisions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import DataError
 from hfdataopt.prompting.candidate import Comparison, RowId
-from hfdataopt.rewards.texts import text_of, transcript
+from hfdataopt.rewards.texts import text_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,10 @@ class Question:
 
 
 class Decision(NamedTuple):
-    """A judge's word on a question; with ``undo`` the word given before is taken back."""
+    """A judge's word on a question.
+
+    With ``undo`` the word given before, which ``comparison`` repeats, is taken back; the judge will decide on the question again.
+    """
 
     question: str
     comparison: Comparison
@@ -87,41 +87,10 @@ class Judge:
         return {"kind": type(self).__name__}
 
 
-class CallableJudge(Judge):
-    """A judge written for older TRL: ``judge(prompts, completions, shuffle_order=True) -> list[int]``, or an object with it.
-
-    It gets texts and pairs of texts, and returns the index of the better one; -1 means that it could not say (``invalid``).
-    """
-
-    def __init__(self, judge: Any) -> None:
-        self._judge = getattr(judge, "judge", judge)
-        if isinstance(judge, type) or not callable(self._judge):
-            raise OptionError(
-                "PromptTrainer: a judge is a hfdataopt judge or judge(prompts, completions, shuffle_order=True) -> list[int]; "
-                f"got {judge!r:.200}"
-            )
-
-    def decide(self, questions: Sequence[Question]) -> list[Comparison]:
-        prompts = [transcript(question.prompt) for question in questions]
-        pairs = [[text_of(answer) for answer in question.answers] for question in questions]
-        words = self._judge(prompts, pairs, shuffle_order=False)
-        if not isinstance(words, list | tuple) or len(words) != len(questions):
-            raise DataError(
-                f"judge: returned {words!r:.100} for {len(questions)} pairs; it must return a list with 0, 1 or -1 for each"
-            )
-        found = []
-        for word, question in zip(words, questions, strict=True):
-            if isinstance(word, bool) or word not in (0, 1, -1):
-                raise DataError(f"judge: returned {word!r} for item {question.item!r}; it must be 0, 1 or -1")
-            found.append(Comparison.of(None if word == -1 else int(word), otherwise="invalid"))
-        return found
-
-    def describe(self) -> dict[str, Any]:
-        from hfdataopt.attribution.identity import fingerprint
-
-        return {"kind": "callable", "judge": fingerprint(self._judge)}
-
-
-def as_judge(judge: Any) -> Judge:
-    """A judge of ours as it is; anything callable as :class:`CallableJudge`."""
-    return judge if isinstance(judge, Judge) else CallableJudge(judge)
+def texts_of(question: Question, who: str) -> tuple[str, str]:
+    """The two answers as text; ``DataError`` for images."""
+    try:
+        first, second = (text_of(answer) for answer in question.answers)
+    except TypeError as error:
+        raise DataError(f"{who}: the answers to item {question.item!r} must be text: {error}") from error
+    return first, second
