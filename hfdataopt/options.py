@@ -19,7 +19,7 @@ def option_names(cls: type) -> list[str]:
 
 
 def check_options(component: Any) -> None:
-    """Raise :class:`OptionError` for the first field whose value its annotation does not allow.
+    """Raise :class:`OptionError` for the first ``init`` field whose value its annotation does not allow.
 
     Understands ``bool, int, float, str, None, Literal[...], list[...], tuple[...], dict[...]`` and unions of them; any
     other annotation is left to the component. A float may be given as an int; NaN is never allowed.
@@ -32,6 +32,8 @@ def check_options(component: Any) -> None:
             f"{who}: the annotation of an option cannot be read: {error}; import it at run time"
         ) from error
     for field in dataclasses.fields(component):
+        if not field.init:  # state, not an option
+            continue
         value = getattr(component, field.name)
         if not _allows(hints[field.name], value):
             raise OptionError(
