@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from hfdataopt.attribution.scorer import PointwiseScorer, Scorer
     from hfdataopt.attribution.scores import Scores
     from hfdataopt.hookspecs import hookimpl
-    from hfdataopt.plugins import get_filter, get_generator, get_scorer
+    from hfdataopt.plugins import get_filter, get_generator, get_optimizer, get_scorer
+    from hfdataopt.prompting.apply import ApplyPrompt
+    from hfdataopt.prompting.candidate import Candidate
+    from hfdataopt.prompting.config import PromptConfig
+    from hfdataopt.prompting.optimizer import PreferenceOptimizer, PromptOptimizer
+    from hfdataopt.prompting.trainer import PromptTrainer
     from hfdataopt.rewards.code_pass_rate import code_pass_rate
     from hfdataopt.rewards.metric import reward_from_metric
     from hfdataopt.rewards.win_rate import win_rate
@@ -25,11 +30,17 @@ if TYPE_CHECKING:
     from hfdataopt.selection.select import select
 
 _HOME = {
+    "ApplyPrompt": "hfdataopt.prompting.apply",
     "AttributionCallback": "hfdataopt.attribution.callback",
+    "Candidate": "hfdataopt.prompting.candidate",
     "Checkpoint": "hfdataopt.attribution.checkpoint",
     "Filter": "hfdataopt.selection.filter",
     "PointwiseScorer": "hfdataopt.attribution.scorer",
+    "PreferenceOptimizer": "hfdataopt.prompting.optimizer",
+    "PromptConfig": "hfdataopt.prompting.config",
+    "PromptOptimizer": "hfdataopt.prompting.optimizer",
     "PromptSampler": "hfdataopt.selection.prompt_sampler",
+    "PromptTrainer": "hfdataopt.prompting.trainer",
     "Scorer": "hfdataopt.attribution.scorer",
     "Scores": "hfdataopt.attribution.scores",
     "TextFilter": "hfdataopt.selection.filter",
@@ -40,6 +51,7 @@ _HOME = {
     "diverse": "hfdataopt.selection.rules",
     "get_filter": "hfdataopt.plugins",
     "get_generator": "hfdataopt.plugins",
+    "get_optimizer": "hfdataopt.plugins",
     "get_scorer": "hfdataopt.plugins",
     "hookimpl": "hfdataopt.hookspecs",
     "quantile": "hfdataopt.selection.rules",
@@ -52,11 +64,17 @@ _HOME = {
     "with_row_ids": "hfdataopt.attribution.rows",
 }
 __all__ = [
+    "ApplyPrompt",
     "AttributionCallback",
+    "Candidate",
     "Checkpoint",
     "Filter",
     "PointwiseScorer",
+    "PreferenceOptimizer",
+    "PromptConfig",
+    "PromptOptimizer",
     "PromptSampler",
+    "PromptTrainer",
     "Scorer",
     "Scores",
     "TextFilter",
@@ -67,6 +85,7 @@ __all__ = [
     "diverse",
     "get_filter",
     "get_generator",
+    "get_optimizer",
     "get_scorer",
     "hookimpl",
     "quantile",

@@ -1,0 +1,142 @@
+"""What a search found, with the evidence."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hfdataopt.files import write_whole
+from hfdataopt.prompting.candidate import Candidate, Trial, Vote
+
+FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Leader:
+    """One of the best candidates at the end.
+
+    Attributes:
+        score: mean reward on the items of the search, on which it was chosen (so it flatters).
+        fresh: mean reward on items that no candidate had seen, and its 95 % interval; None where none was left.
+    """
+
+    candidate: Candidate
+    score: float
+    items: int
+    fresh: float | None = None
+    low: float | None = None
+    high: float | None = None
+    fresh_items: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "candidate": self.candidate.to_json(),
+            "score": _number(self.score),
+            "items": self.items,
+            "fresh": _number(self.fresh),
+            "interval": [_number(self.low), _number(self.high)],
+            "fresh_items": self.fresh_items,
+        }
+
+
+@dataclass
+class PromptResult:
+    """The outcome of :meth:`~hfdataopt.prompting.trainer.PromptTrainer.train`.
+
+    Attributes:
+        best: the chosen candidate.
+        status: ``finished`` (the optimizer had nothing more to ask, or ``max_steps``) or ``budget``.
+        reason: in words.
+        leaders: best first, with the evidence.
+        win_rate: with a judge, share of fresh items on which the best beat the first of ``start`` (or no prompt), and interval.
+        trials, votes: everything that was tried, in order.
+        history: per step ``step, calls, judge_calls, score, best_score``.
+        spent: calls, tokens, money; ``uncertain`` requests of killed runs were sent twice.
+    """
+
+    best: Candidate
+    status: Literal["finished", "budget"]
+    reason: str
+    leaders: list[Leader] = field(default_factory=list)
+    win_rate: tuple[float, float, float, int] | None = None
+    trials: list[Trial] = field(default_factory=list)
+    votes: list[Vote] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    spent: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the answers of each trial, which are in the ledger."""
+        return {
+            "best": self.best.to_json(),
+            "status": self.status,
+            "reason": self.reason,
+            "leaders": [leader.to_json() for leader in self.leaders],
+            "win_rate": None if self.win_rate is None else [_number(x) for x in self.win_rate],
+            "candidates": len({trial.candidate.key for trial in self.trials}),
+            "trials": [
+                {"candidate": trial.candidate.to_json(), "items": len(trial.items), "score": _number(trial.score)}
+                for trial in self.trials
+            ],
+            "votes": [
+                {
+                    "first": vote.duel.first.to_json(),
+                    "second": vote.duel.second.to_json(),
+                    "item": vote.duel.item,
+                    "winner": vote.comparison.winner,
+                    "outcome": vote.comparison.outcome,
+                    "by": vote.by,
+                }
+                for vote in self.votes
+            ],
+            "history": self.history,
+            "spent": self.spent,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def save(self, folder: Path) -> Path:
+        """Write ``result.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / FILE, json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode())
+        return folder / FILE
+
+    def __str__(self) -> str:
+        lines = [f"{self.status}: {self.reason}; {_spent(self.spent)}, {self.seconds:.1f} s"]
+        for place, leader in enumerate(self.leaders, 1):
+            fresh = ""
+            if leader.fresh is not None:
+                interval = (
+                    "" if leader.low is None or math.isnan(leader.low) else f" ({leader.low:.3f} to {leader.high:.3f})"
+                )
+                fresh = f"; {leader.fresh:.3f}{interval} on {leader.fresh_items} fresh items"
+            shown = "" if math.isnan(leader.score) else f" {leader.score:.3f} on {leader.items} items{fresh}"
+            lines.append(f"  {place}.{shown} {describe(leader.candidate)}")
+        if self.win_rate is not None:
+            rate, low, high, count = self.win_rate
+            lines.append(f"  beats the prompt of before on {rate:.0%} of {count} fresh items ({low:.0%} to {high:.0%})")
+        return "\n".join(lines)
+
+
+def describe(candidate: Candidate) -> str:
+    """A candidate in one line."""
+    text = candidate.completion if candidate.completion is not None else candidate.instruction
+    shown = " ".join(text.split())
+    shown = f"{shown[:157]}..." if len(shown) > 160 else shown or "(no instruction)"
+    return f"{shown!r}" + (f" + {len(candidate.exemplars)} exemplars" if candidate.exemplars else "")
+
+
+def _spent(spent: dict[str, float]) -> str:
+    words = [f"{spent.get('calls', 0):g} calls", f"{spent.get('proposer_calls', 0):g} proposer calls"]
+    if spent.get("judge_calls"):
+        words.append(f"{spent['judge_calls']:g} votes")
+    words.append(f"{spent.get('tokens', 0):g} tokens")
+    if spent.get("cost"):
+        words.append(f"cost {spent['cost']:.4g}")
+    if spent.get("uncertain"):
+        words.append(f"{spent['uncertain']:g} uncertain")
+    return ", ".join(words)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)

@@ -1,0 +1,55 @@
+"""What a search tells while it runs: a line on stderr, trackers, and a table of prompts per step."""
+
+from pathlib import Path
+from typing import Any
+
+from hfdataopt.errors import MissingDependencyError, OptionError
+from hfdataopt.prompting.config import PromptConfig
+
+
+def open_trackers(config: PromptConfig) -> list[Any]:
+    """The trackers of ``report_to``, by accelerate.
+
+    Raises:
+        OptionError: there is no such tracker. MissingDependencyError: its package is not installed.
+    """
+    names = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
+    names = [name for name in names if name != "none"]
+    if not names:
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    available = [str(name) for name in get_available_trackers()]
+    names = available if "all" in names else list(dict.fromkeys(names))
+    trackers = []
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise OptionError(
+                f"PromptConfig: report_to={name!r} is no tracker; there are: none, all, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+            )
+        if name not in available:
+            raise MissingDependencyError(f"PromptConfig: report_to={name!r} needs a package: pip install {name}")
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        run = config.run_name or (Path(config.output_dir).name if config.output_dir else "prompt-search")
+        place = {"logging_dir": config.output_dir or "."} if kind.requires_logging_directory else {}
+        tracker = kind(run if kind.requires_logging_directory else config.project, **place)
+        if hasattr(tracker, "start"):
+            tracker.start()
+        tracker.store_init_configuration(
+            {name: value for name, value in vars(config).items() if isinstance(value, int | float | str | bool)}
+        )
+        trackers.append(tracker)
+    return trackers
+
+
+def write_table(folder: Path, step: int, rows: list[dict[str, Any]]) -> Path:
+    """``prompts/prompts_{step:05d}.parquet``, as TRL writes completions."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    path = folder / "prompts" / f"prompts_{step:05d}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    parquet.write_table(pa.Table.from_pylist(rows), partial)
+    partial.replace(path)
+    return path
