@@ -83,7 +83,11 @@ class Services(Protocol):
     """
 
     def propose(self, messages: Messages, n: int = 1, temperature: float | None = None) -> list[str]:
-        """``n`` sampled answers of the proposer. The same messages again give further draws."""
+        """``n`` sampled answers of the proposer, fewer where the budget ends between. The same messages again give further draws."""
+        ...
+
+    def propose_each(self, messages: Sequence[Messages], temperature: float | None = None) -> list[str]:
+        """One sampled answer to each of several questions, at the same time; fewer where the budget ends between."""
         ...
 
     def embed(self, texts: Sequence[Any]) -> np.ndarray:

@@ -143,19 +143,22 @@ class HostServices:
         self._asked: dict[str, int] = {}
 
     def propose(self, messages: Messages, n: int = 1, temperature: float | None = None) -> list[str]:
+        return self.propose_each([messages] * n, temperature)
+
+    def propose_each(self, messages: Sequence[Messages], temperature: float | None = None) -> list[str]:
         proposer = self._need(self._proposer, "proposer")
         if temperature is not None:
             proposer = changed(proposer, "proposer", temperature=float(temperature))
-        prompt = as_prompt(proposer, messages)
         left = self._requests.budget.left("proposer")
         if left < 1:
             raise BudgetSpent("max_proposer_calls are used up")
-        n = int(min(n, left))
-        name = key_of(proposer.describe(), prompt)
-        first = self._asked.get(name, 0)
-        self._asked[name] = first + n
-        draws = [f"{first + k}" for k in range(n)]
-        return [x.text for x in self._requests.complete("proposer", proposer, [prompt] * n, draws)]
+        prompts = [as_prompt(proposer, one) for one in messages[: int(min(len(messages), left))]]
+        about, draws = proposer.describe(), []
+        for prompt in prompts:
+            name = key_of(about, prompt)
+            draws.append(str(self._asked.get(name, 0)))
+            self._asked[name] = self._asked.get(name, 0) + 1
+        return [x.text for x in self._requests.complete("proposer", proposer, prompts, draws)]
 
     def embed(self, texts: Sequence[Any]) -> np.ndarray:
         encoder, ledger = self._need(self._encoder, "encoder"), self._requests.ledger

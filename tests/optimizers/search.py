@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hfdataopt.prompting.budget import BudgetSpent
 from hfdataopt.prompting.candidate import Candidate, Comparison, Query, Trial, Vote
 from hfdataopt.prompting.optimizer import Item, Task
 
@@ -29,6 +30,17 @@ class PlainServices:
         for _ in range(n):
             self.asked.append(messages[-1]["content"])
             answers.append(self._propose(messages[-1]["content"], len(self.asked) - 1))
+        return answers
+
+    def propose_each(self, messages: Sequence[Any], temperature: float | None = None) -> list[str]:
+        answers: list[str] = []
+        for one in messages:
+            try:
+                answers += self.propose(one)
+            except BudgetSpent:
+                if not answers:
+                    raise
+                break
         return answers
 
     def embed(self, texts: Sequence[Any]) -> np.ndarray:

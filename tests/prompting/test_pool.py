@@ -69,7 +69,7 @@ def test_a_proposer_without_an_instruction_is_an_error():
 
 def test_a_spent_budget_leaves_what_is_there():
     def propose(text, i):
-        if i == limit:
+        if i >= limit:
             raise BudgetSpent("no more")
         return f"number {i}"
 
