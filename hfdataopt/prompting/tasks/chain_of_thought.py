@@ -8,9 +8,19 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 
-from hfdataopt.errors import DataError, GenerationError, OptionError
+from hfdataopt.errors import DataError, GenerationError, OptionError, Refused
 from hfdataopt.generation.completion import Completion
-from hfdataopt.generation.generator import Generator, Have, Job, OnDone, RowId, table
+from hfdataopt.generation.generator import (
+    TOKENS_PER_MESSAGE,
+    Admit,
+    Generator,
+    Have,
+    Job,
+    OnDone,
+    RowId,
+    open_jobs,
+    table,
+)
 from hfdataopt.generation.prompts import check_prompt
 from hfdataopt.prompting.tasks.files import needed, rows_of
 from hfdataopt.rewards.texts import needed_column, text_of
@@ -61,20 +71,23 @@ def _problem(row: Mapping[str, Any], where: str) -> tuple[str, str]:
 
 
 @dataclass
-class ChainOfThought:
+class ChainOfThought(Generator):
     """A generator that lets another one reason, and asks it a second time for the answer.
 
     The second call gets the prompt, the reasoning and the sentence ``extract``. The completion's text is reasoning,
-    sentence and answer, so that a reward function reads the end (:func:`reasoning_score`). It has no token ids.
+    sentence and answer, so that a reward function reads the end (:func:`reasoning_score`). It has no token ids. Its tokens
+    are those of both calls.
+
+    Prompts are worked off in groups of the inner generator's ``concurrency`` or ``batch_size``, so that a run that is
+    killed loses at most the reasoning of one group.
 
     Attributes:
-        generator: answers both calls.
+        generator: answers both calls. A search's proposer should be this one, not the chain of thought.
         extract: the sentence that the answer follows: ``NUMBER``, or ``LETTER`` for multiple choice.
     """
 
-    generator: Generator
+    generator: Any
     extract: str = NUMBER
-    on_policy: ClassVar[bool] = False
     calls_per_completion: ClassVar[int] = 2  # calls of the inner generator, which budgets count
 
     def __post_init__(self) -> None:
@@ -84,6 +97,22 @@ class ChainOfThought:
             )
         if not isinstance(self.extract, str) or not self.extract.strip():
             raise OptionError(f"{WHO}: extract={self.extract!r} must be a sentence")
+
+    @property
+    def model(self) -> Any:
+        """The inner generator's model, whose weights tell runs apart."""
+        return getattr(self.generator, "model", None)
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The most tokens of both calls together."""
+        most = self.generator.max_new_tokens
+        return None if most is None else 2 * most
+
+    def count_tokens(self, prompt: Any) -> int:
+        """The most tokens of the prompts of both calls together, as far as the inner generator knows its limit."""
+        more = self.generator.count_tokens(self.extract) + 2 * TOKENS_PER_MESSAGE
+        return 2 * self.generator.count_tokens(prompt) + (self.generator.max_new_tokens or 0) + more
 
     def describe(self) -> dict[str, Any]:
         """A JSON object of everything that changes the output, apart from the weights of a live model."""
@@ -98,58 +127,85 @@ class ChainOfThought:
         seed: int = 0,
         have: Have | None = None,
         on_done: OnDone | None = None,
+        admit: Admit | None = None,
     ) -> list[list[Completion]]:
         """``[prompts][n]`` completions; see :class:`~hfdataopt.generation.generator.Generator`.
 
-        ``on_done`` is called when the answer to the second call is there. Where some first calls fail, those that
-        arrived are still brought to their end before the error is raised.
+        ``admit`` is asked before the first call, ``on_done`` is called when the answer to the second is there. Where some
+        first calls fail or are refused, those that arrived are brought to their end before the error is raised.
         """
-        for prompt, key in zip(prompts, keys, strict=False):
-            check_prompt(prompt, WHO, key)
-        reasons: dict[Job, Completion] = {}
-
-        def reasoned(index: int, sample: int, completion: Completion) -> None:
-            reasons[index, sample] = completion
-
-        failure: GenerationError | None = None
-        try:
-            self.generator.generate(prompts, n, keys=keys, seed=seed, have=have, on_done=reasoned)
-        except GenerationError as error:
-            failure = error
-        jobs = sorted(reasons)
+        jobs = open_jobs(WHO, prompts, n, keys, 1.0, have)
+        wanted = sorted({index for index, _ in jobs})
+        for index in wanted:
+            check_prompt(prompts[index], WHO, keys[index])
         made: dict[Job, Completion] = {}
-
-        def answered(place: int, _: int, completion: Completion) -> None:
-            job = jobs[place]
-            made[job] = self._joined(reasons[job], completion)
-            if on_done is not None:
-                on_done(*job, made[job])
-
-        if jobs:
-            self.generator.generate(
-                [self._second(prompts[index], reasons[index, sample]) for index, sample in jobs],
-                1,
-                keys=[f"{keys[index]!r}/{sample}/answer" for index, sample in jobs],
-                seed=seed,
-                on_done=answered,
-            )
+        failure: Exception | None = None
+        at_once = getattr(self.generator, "concurrency", None) or getattr(self.generator, "batch_size", None) or 1
+        size = max(at_once // n, 1)
+        for start in range(0, len(wanted), size):
+            group = wanted[start : start + size]
+            reasons: dict[Job, Completion] = {}
+            try:
+                self.generator.generate(
+                    [prompts[index] for index in group],
+                    n,
+                    keys=[keys[index] for index in group],
+                    seed=seed,
+                    have={(group.index(i), s): one for (i, s), one in (have or {}).items() if i in group},
+                    on_done=lambda place, sample, one, group=group, to=reasons: to.update(
+                        {(group[place], sample): one}
+                    ),
+                    **({} if admit is None else {"admit": lambda p, s, group=group, ask=admit: ask(group[p], s)}),
+                )
+            except (GenerationError, Refused) as error:
+                failure = error
+            self._extract(prompts, keys, seed, reasons, made, on_done)
+            if isinstance(failure, GenerationError):
+                break
         if failure is not None:
             raise failure
         return table(prompts, n, have, made)
 
-    def _second(self, prompt: Any, reasoning: Completion) -> Any:
-        text = f"{reasoning.text.rstrip()}\n{self.extract}"
-        if isinstance(prompt, str):
-            return prompt + text
-        return [
-            *prompt,
-            {"role": "assistant", "content": reasoning.text.rstrip()},
-            {"role": "user", "content": self.extract},
-        ]
+    def _extract(
+        self,
+        prompts: Sequence[Any],
+        keys: Sequence[RowId],
+        seed: int,
+        reasons: Mapping[Job, Completion],
+        made: dict[Job, Completion],
+        on_done: OnDone | None,
+    ) -> None:
+        """The second calls, for the reasoning that arrived."""
+        jobs = sorted(reasons)
+        seconds = [self._second(prompts[index], reasons[index, sample]) for index, sample in jobs]
 
-    def _joined(self, reasoning: Completion, answer: Completion) -> Completion:
+        def answered(place: int, _: int, answer: Completion) -> None:
+            job = jobs[place]
+            into = self._prompt_tokens(prompts[job[0]], reasons[job]) + self._prompt_tokens(seconds[place], answer)
+            made[job] = self._joined(reasons[job], answer, into)
+            if on_done is not None:
+                on_done(*job, made[job])
+
+        if jobs:
+            names = [f"{keys[index]!r}/{sample}/answer" for index, sample in jobs]
+            self.generator.generate(seconds, 1, keys=names, seed=seed, on_done=answered)
+
+    def _second(self, prompt: Any, reasoning: Completion) -> Any:
+        text = reasoning.text.rstrip()
+        if isinstance(prompt, str):
+            return f"{prompt}{text}\n{self.extract}"
+        return [*prompt, {"role": "assistant", "content": text}, {"role": "user", "content": self.extract}]
+
+    def _prompt_tokens(self, prompt: Any, completion: Completion) -> int:
+        known = completion.prompt_tokens
+        return self.generator.count_tokens(prompt) if known is None else known
+
+    def _joined(self, reasoning: Completion, answer: Completion, prompt_tokens: int) -> Completion:
         text = f"{reasoning.text.rstrip()}\n{self.extract} {answer.text.lstrip()}"
-        return Completion(text, finished=reasoning.finished and answer.finished)
+        out = [one.completion_tokens if one.token_ids is None else len(one.token_ids) for one in (reasoning, answer)]
+        tokens = None if None in out else sum(count or 0 for count in out)
+        finished = reasoning.finished and answer.finished
+        return Completion(text, finished=finished, prompt_tokens=prompt_tokens, completion_tokens=tokens)
 
 
 def last_number(text: str) -> float | None:

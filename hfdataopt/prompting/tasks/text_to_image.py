@@ -9,6 +9,7 @@ import hashlib
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from hfdataopt.errors import OptionError
 from hfdataopt.prompting.tasks.files import pillow
+from hfdataopt.prompting.tasks.image_encoder import ImageEncoder as ImageEncoder
 
 WHO = "text_to_image"
 
@@ -269,9 +271,13 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
 }
 
 
-def image_features(image: Any) -> np.ndarray:
-    """Features ``[384]`` float32 of a PIL image for a surrogate: mean colours on an 8 x 8 grid, directions of edges on a
-    4 x 4 grid (8 bins, Dalal and Triggs 2005), a histogram of 64 colours."""
+def image_features(images: Sequence[Any]) -> np.ndarray:
+    """Features ``[images, 384]`` float32 of PIL images for a surrogate: mean colours on an 8 x 8 grid, directions of edges
+    on a 4 x 4 grid (8 bins, Dalal and Triggs 2005), a histogram of 64 colours."""
+    return np.array([_features(image) for image in images], dtype=np.float32).reshape(-1, 384)
+
+
+def _features(image: Any) -> np.ndarray:
     pil = pillow(WHO)
     pixels = np.asarray(image.convert("RGB").resize((64, 64), pil.Image.Resampling.BILINEAR), dtype=np.float64) / 255
     colours = pixels.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3))
@@ -282,7 +288,7 @@ def image_features(image: Any) -> np.ndarray:
     level = (pixels * 3.999).astype(int) @ np.array([16, 4, 1])
     histogram = np.bincount(level.ravel(), minlength=64) / level.size
     parts = [colours.ravel() - 0.5, edges.ravel() / 8, np.sqrt(histogram)]
-    return np.concatenate(parts).astype(np.float32)
+    return np.concatenate(parts)
 
 
 class SimulatedUser:

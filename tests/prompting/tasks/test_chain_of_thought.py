@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hfdataopt.errors import DataError, GenerationError, OptionError
+from hfdataopt.errors import DataError, GenerationError, OptionError, Refused
 from hfdataopt.generation import Completion, LocalGenerator
-from hfdataopt.generation.generator import open_jobs, table
+from hfdataopt.generation.generator import Generator, check_refused, open_jobs, table
 from hfdataopt.prompting.tasks import ChainOfThought, load_reasoning, reasoning_score
 from hfdataopt.prompting.tasks.chain_of_thought import LETTER, NUMBER, last_letter, last_number
 
@@ -110,28 +110,33 @@ def test_svamp():
         )
 
 
-class Scripted:
+class Scripted(Generator):
     """A generator in memory that answers with what it was asked, and fails for some keys."""
 
-    on_policy = False
+    max_new_tokens = 50
 
-    def __init__(self, failing=()):
-        self.failing, self.asked = failing, []
+    def __init__(self, failing=(), batch_size=100):
+        self.failing, self.asked, self.calls, self.batch_size = failing, [], 0, batch_size
 
     def describe(self):
         return {"kind": "scripted"}
 
-    def generate(self, prompts, n, *, keys, seed=0, have=None, on_done=None):
-        made = {}
+    def generate(self, prompts, n, *, keys, seed=0, have=None, on_done=None, admit=None):
+        self.calls += 1
+        made, refused = {}, 0
         for index, sample in open_jobs("scripted", prompts, n, keys, 1.0, have):
+            if admit is not None and not admit(index, sample):
+                refused += 1
+                continue
             self.asked.append((prompts[index], keys[index], sample))
             if keys[index] in self.failing:
                 continue
             last = prompts[index] if isinstance(prompts[index], str) else prompts[index][-1]["content"]
             answer = " 42." if last.endswith(NUMBER) else f" thought {sample} about {last}"
-            made[index, sample] = Completion(answer)
+            made[index, sample] = Completion(answer, prompt_tokens=len(last), completion_tokens=len(answer))
             if on_done:
                 on_done(index, sample, made[index, sample])
+        check_refused("scripted", refused, len(made))
         if len(made) + len(have or {}) < len(prompts) * n:
             raise GenerationError("scripted: some failed")
         return table(prompts, n, have, made)
@@ -169,6 +174,30 @@ def test_what_is_there_is_not_made_again_and_what_arrived_is_brought_to_its_end(
     assert len(inner.asked) == 3
 
 
+def test_groups_refusals_and_tokens():
+    inner, arrived, asked = Scripted(batch_size=4), [], []
+    cot = ChainOfThought(inner)
+    prompts, keys = [f"Q{i}" for i in range(5)], list("abcde")
+
+    def admit(index, sample):
+        asked.append((index, sample))
+        return index != 1
+
+    with pytest.raises(Refused):
+        cot.generate(prompts, 2, keys=keys, on_done=lambda *job: arrived.append(job), admit=admit, have={(4, 0): None})
+    assert inner.calls == 6  # two prompts at a time
+    assert sorted(asked) == [(i, s) for i in range(5) for s in range(2) if (i, s) != (4, 0)]
+    assert sorted(job[:2] for job in arrived) == [(0, 0), (0, 1), (2, 0), (2, 1), (3, 0), (3, 1), (4, 1)]
+    alone = ChainOfThought(Scripted()).generate(prompts, 2, keys=keys)
+    assert all(alone[i][s] == one for i, s, one in arrived)
+    one = arrived[0][2]
+    thought = " thought 0 about Q0"
+    assert one.prompt_tokens == len("Q0") + len(f"Q0{thought}\n{NUMBER}")
+    assert one.completion_tokens == len(thought) + len(" 42.")
+    assert one.completion_tokens <= cot.max_new_tokens == 100
+    assert one.prompt_tokens <= cot.count_tokens("Q0")
+
+
 def test_bad_arguments():
     with pytest.raises(OptionError, match="has no generate"):
         ChainOfThought("gpt2")
@@ -188,3 +217,7 @@ def test_with_a_local_model():
     assert alone == found[1:]
     assert cot.generate(prompts, 2, keys=[0, 1], seed=2) != found
     assert cot.describe()["generator"]["kind"] == "local"
+    for prompt, row in zip(prompts, found, strict=True):
+        assert all(0 < one.completion_tokens <= cot.max_new_tokens == 6 for one in row)
+        assert all(0 < one.prompt_tokens <= cot.count_tokens(prompt) for one in row)
+    assert cot.model is model

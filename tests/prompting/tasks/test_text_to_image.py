@@ -138,23 +138,22 @@ def test_similarity_is_symmetric_and_1_for_the_same():
 
 def test_features():
     image = render(TARGET)
-    features = image_features(image)
-    assert features.shape == (384,)
+    features = image_features([image, render(TARGET, 1), render("a huge yellow star on black")])
+    assert features.shape == (3, 384)
     assert features.dtype == np.float32
-    assert (features == image_features(image.copy())).all()
-    assert np.allclose(image_features(Image.new("L", (10, 10), 0))[:192], -0.5)
-    plain = Image.new("RGB", (64, 64))
-    assert (image_features(plain)[192:320] == 0).all()  # no edges
-    same = np.linalg.norm(features - image_features(render(TARGET, 1)))
-    other = np.linalg.norm(features - image_features(render("a huge yellow star on black")))
+    assert (features[:1] == image_features([image.copy()])).all()
+    assert np.allclose(image_features([Image.new("L", (10, 10), 0)])[0, :192], -0.5)
+    assert (image_features([Image.new("RGB", (64, 64))])[0, 192:320] == 0).all()  # no edges
+    same, other = np.linalg.norm(features[1:] - features[0], axis=1)
     assert same < 0.3 * other
+    assert image_features([]).shape == (0, 384)
 
 
 def test_features_predict_the_user_without_being_the_users():
     """A ridge regression on features of 100 images ranks 100 others as the user does, though not perfectly."""
     pool = descriptions(TARGET, 200, seed=1)
     images = [render(text) for text in pool]
-    x = np.stack([image_features(image) for image in images]).astype(float)
+    x = image_features(images).astype(float)
     user = SimulatedUser(TARGET)
     y = np.array([user.score(image) for image in images])
     x = x - x[:100].mean(axis=0)
