@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from hfdataopt.bandits.gradients import LayerGradients, layer_gradients, scores_and_gradients
 from hfdataopt.bandits.posterior import DiagonalPosterior, Posterior, check_pairs
-from hfdataopt.errors import DataError
+from hfdataopt.errors import DataError, OptionError
 from hfdataopt.options import apply_preset, check_options, check_range
 
 NOISE_GRID = tuple(10 ** (k / 2) for k in range(-8, 5))  # noise over signal variance, 1e-4 to 1e2
@@ -69,16 +69,22 @@ class Surrogate:
     _pairs: Any = field(default=None, init=False, repr=False, compare=False)
     _location: Any = field(default=None, init=False, repr=False, compare=False)
     _target: tuple[float, float] = field(default=(0.0, 1.0), init=False, repr=False, compare=False)
+    _relative: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_options(self)
         check_range(self, "seed", at_least=0)
 
-    def fit(self, x: Any, y: Any) -> "Surrogate":
-        """Learn from scores ``y [t]`` at ``x [t, d]``, at least one."""
+    def fit(self, x: Any, y: Any, noise: Any = None) -> "Surrogate":
+        """Learn from scores ``y [t]`` at ``x [t, d]``, at least one.
+
+        ``noise [t]`` is how many times larger the noise variance of each score is than that of the others (kernels only);
+        its scale does not matter.
+        """
         x, y = self._learn_inputs(x), _finite(y, "y").flatten()
         if len(y) != len(x):
             raise DataError(f"{type(self).__name__}: {len(x)} rows of x and {len(y)} of y")
+        self._relative = self._learn_noise(noise, len(y))
         spread = float(y.std(correction=0)) if len(y) > 1 else 0.0
         self._target = (float(y.mean()), spread if spread > 0 else 1.0)
         self._pairs = None
@@ -121,6 +127,16 @@ class Surrogate:
     def _fit_pairs(self, x: Tensor, left: Tensor, right: Tensor, outcomes: Tensor) -> None:
         raise NotImplementedError
 
+    def _learn_noise(self, noise: Any, rows: int) -> Tensor:
+        if noise is None:
+            return torch.ones(rows, dtype=torch.float64)
+        noise = _finite(noise, "noise").flatten()
+        if not isinstance(self, _Kernel):
+            raise OptionError(f"{type(self).__name__}: only Gaussian processes know noise of different sizes")
+        if len(noise) != rows or not noise.min() > 0:
+            raise DataError(f"{type(self).__name__}: noise must be {rows} numbers above 0, one per score")
+        return noise / noise.mean()
+
     def _learn_inputs(self, x: Any) -> Tensor:
         x = _finite(x, "x")
         if x.ndim != 2 or not len(x):
@@ -159,19 +175,20 @@ class _Kernel(Surrogate):
     def _fit(self, x: Tensor, y: Tensor) -> None:
         y = (y - self._target[0]) / self._target[1]
         best = math.inf
+        root = self._relative.sqrt()
         for kernel in self._kernels(x):
             gram = _gram(kernel(x))
             unit = float(gram.diagonal().mean()) or 1.0
-            values, vectors = torch.linalg.eigh(gram / unit)
-            projected = (vectors.T @ y) ** 2
+            values, vectors = torch.linalg.eigh(gram / (unit * root[:, None] * root))
+            projected = (vectors.T @ (y / root)) ** 2
             for noise in NOISE_GRID:
                 spectrum = values.clamp_min(0.0) + noise
                 signal = max(float((projected / spectrum).mean()), 1e-12)
                 loss = len(y) * math.log(signal) + float(spectrum.log().sum())
                 if loss < best:
-                    best, self._kernel, self._noise, self._scale = loss, kernel, noise * unit, signal / unit
-        gram = _gram(self._kernel(x))
-        self._weights = torch.linalg.solve(gram + self._noise * torch.eye(len(x), dtype=gram.dtype), y)
+                    best, self._kernel, self._scale = loss, kernel, signal / unit
+                    self._noise = noise * unit * self._relative
+        self._weights = torch.linalg.solve(_gram(self._kernel(x)) + torch.diag(self._noise), y)
 
     def _fit_pairs(self, x: Tensor, left: Tensor, right: Tensor, outcomes: Tensor) -> None:
         best = -math.inf
@@ -189,6 +206,17 @@ class _Kernel(Surrogate):
         self._weights = torch.zeros(len(x), dtype=torch.float64)
         self._weights.index_add_(0, left, slopes).index_add_(0, right, -slopes)
         self._weights *= self._scale
+
+    def gradient(self, points: Any) -> Tensor:
+        """Gradient ``[N, d]`` of the posterior mean at ``points [N, d]``, with respect to them."""
+        x = self._inputs(points).requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self._mean(x).sum(), x)
+        return self._target[1] * slope / self._location[1]
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """The mean of standardised scores ``[N]``, which can be differentiated in ``x``."""
+        return self._kernel(x).gram(self._kernel(self._x)) @ self._weights
 
     def posterior(self, pool: Any) -> Posterior:
         x = self._inputs(pool)
@@ -235,6 +263,19 @@ class NeuralTangentSurrogate(_Kernel):
     def _kernels(self, x: Tensor) -> list[Callable[[Tensor], Any]]:
         network = mlp(x.shape[1], self.widths, seed=self.seed, activation=self.activation, last=1.0).double()
         return [partial(_tangent, network, scale) for scale in INPUT_SCALE_GRID]
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """The derivative of the network's scores along the weighted sum of the observed gradients."""
+        network, scale = self._kernel.args
+        parameters = dict(network.named_parameters())
+        total = self._weights @ network(scale * self._x)[:, 0]
+        direction = dict(zip(parameters, torch.autograd.grad(total, list(parameters.values())), strict=True))
+
+        def scores(given: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(network, given, scale * x)[:, 0]
+
+        constant = {name: parameter.detach() for name, parameter in parameters.items()}
+        return torch.func.jvp(scores, (constant,), (direction,))[1]
 
 
 @dataclass

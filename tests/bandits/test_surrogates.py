@@ -88,7 +88,7 @@ def test_mean_and_variance_are_the_gaussian_process(surrogate):
     centre, spread = seen.mean(0), seen.std(0, correction=0)
     mine, theirs = (surrogate._kernel((rows - centre) / spread) for rows in (seen, rest))
     k, cross = (surrogate._scale * mine.gram(other) for other in (mine, theirs))
-    noisy = k + surrogate._scale * surrogate._noise * torch.eye(25)
+    noisy = k + surrogate._scale * torch.diag(surrogate._noise)
     factor = y[:25].std(correction=0)
     expected = y[:25].mean() + cross.T @ torch.linalg.inv(noisy) @ (y[:25] - y[:25].mean())
     torch.testing.assert_close(mean, expected, rtol=1e-7, atol=1e-9)
@@ -104,7 +104,7 @@ def test_the_lengthscale_has_the_largest_marginal_likelihood():
 
     def likelihood(factor: float) -> float:
         scale = surrogate._kernel(rows).lengthscale * factor
-        k = torch.exp(-(torch.cdist(rows, rows) ** 2) / (2 * scale**2)) + surrogate._noise * torch.eye(40)
+        k = torch.exp(-(torch.cdist(rows, rows) ** 2) / (2 * scale**2)) + torch.diag(surrogate._noise)
         normal = torch.distributions.MultivariateNormal(torch.zeros(40).double(), surrogate._scale * k)
         return float(normal.log_prob(target))
 
@@ -202,3 +202,46 @@ def test_errors():
     for bad in ({"steps": 0}, {"ridge": 0.0}, {"widths": (0,)}, {"activation": "sine"}, {"seed": -1}):
         with pytest.raises(OptionError):
             MLPSurrogate(**bad)
+
+
+@pytest.mark.parametrize("surrogate", KERNELS, ids=named)
+def test_noise_of_different_sizes(surrogate):
+    x, y = world()
+    noise = torch.linspace(1, 9, 25)
+    surrogate.fit(x[:25], y[:25], noise=noise)
+    torch.testing.assert_close(surrogate._noise / surrogate._noise[0], noise.double())
+    mean, variance = surrogate.predict(x[25:])
+    points = surrogate._kernel((x - x[:25].mean(0)) / x[:25].std(0, correction=0))
+    k = points.gram(points) * surrogate._scale
+    inverse = torch.linalg.inv(k[:25, :25] + surrogate._scale * torch.diag(surrogate._noise))
+    spread = y[:25].std(correction=0)
+    expected = y[:25].mean() + k[25:, :25] @ inverse @ (y[:25] - y[:25].mean())
+    torch.testing.assert_close(mean, expected, rtol=1e-7, atol=1e-9)
+    left = spread**2 * (k - k[:, :25] @ inverse @ k[:25]).diagonal()[25:]
+    torch.testing.assert_close(variance, left, rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(surrogate.fit(x[:25], y[:25], noise=7 * noise).predict(x[25:])[0], mean)
+    plain = surrogate.fit(x[:25], y[:25]).predict(x[25:])[0]
+    torch.testing.assert_close(surrogate.fit(x[:25], y[:25], noise=torch.full((25,), 3)).predict(x[25:])[0], plain)
+
+
+@pytest.mark.parametrize("surrogate", KERNELS, ids=named)
+def test_the_gradient_of_the_mean_is_its_slope(surrogate):
+    x, y = world()
+    surrogate.fit(3 * x[:25] + 1, 5 * y[:25], noise=torch.linspace(1, 9, 25))
+    rows, step = 3 * x[25:30] + 1, 1e-5
+    slopes = [
+        (surrogate.predict(rows + step * side)[0] - surrogate.predict(rows - step * side)[0]) / (2 * step)
+        for side in torch.eye(x.shape[1], dtype=torch.float64)
+    ]
+    gradient = surrogate.gradient(rows)
+    torch.testing.assert_close(gradient, torch.stack(slopes, 1), rtol=1e-6, atol=1e-8)
+    assert gradient.abs().max() > 0.1
+
+
+def test_wrong_noise_is_refused():
+    x, y = world()
+    for noise in (torch.ones(3), torch.zeros(10)):
+        with pytest.raises(DataError, match="noise must be 10 numbers above 0"):
+            RBFSurrogate().fit(x[:10], y[:10], noise=noise)
+    with pytest.raises(OptionError, match="only Gaussian processes know noise of different sizes"):
+        MLPSurrogate().fit(x[:10], y[:10], noise=torch.ones(10))
