@@ -21,7 +21,7 @@ from hfdataopt.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
 REPORTED_TASKS = ("plural", "french", "german", "first_letter", "category", "antonym", "sum", "larger_animal")
 DEVELOPMENT_TASKS = ("spanish", "second_letter", "difference", "number_words")
@@ -72,10 +72,10 @@ right wrong|true false|alive dead|awake asleep|cheap expensive|smooth rough|shar
 kind cruel|polite rude|bright dim|beautiful ugly|tight loose|first last|modern ancient|public private|simple complex
 tame wild|fresh stale|calm nervous|proud humble|guilty innocent|lazy busy"""
 # From the smallest to the largest.
-_SIZES = "ant bee frog mouse rat rabbit cat fox dog goat pig bear horse camel elephant whale".split()
+_SIZES = """ant bee frog mouse rat rabbit cat fox dog goat pig bear horse camel elephant whale"""
 _ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-seventeen eighteen nineteen""".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+seventeen eighteen nineteen"""
+_TENS = """twenty thirty forty fifty sixty seventy eighty ninety"""
 
 
 class Item(NamedTuple):
@@ -154,7 +154,14 @@ _CLOSINGS = (
     Part("it does not matter much", -0.12, 0.7),
     Part("or do whatever you like", -0.14, 0.6),
 )
-_ANSWER = {"plural": "word", "french": "word", "german": "word", "spanish": "word", "antonym": "word", "category": "word"}
+_ANSWER = {
+    "plural": "word",
+    "french": "word",
+    "german": "word",
+    "spanish": "word",
+    "antonym": "word",
+    "category": "word",
+}
 _ANSWER |= {"first_letter": "letter", "second_letter": "letter", "sum": "number", "difference": "number"}
 _ANSWER |= {"larger_animal": "animal", "number_words": "words"}
 _EXPERT = {
@@ -327,7 +334,9 @@ class Phrasing:
         """The instruction."""
         said = {slot: self.part(slot).text for slot in SLOTS}
         core = " ".join(filter(None, (said[slot] for slot in ("polite", "hedge", "verb", "object", "manner"))))
-        return " ".join(f"{sentence}." for sentence in (said["role"], core, said["format"], said["closing"]) if sentence)
+        return " ".join(
+            f"{sentence}." for sentence in (said["role"], core, said["format"], said["closing"]) if sentence
+        )
 
     @property
     def held_out(self) -> bool:
@@ -385,13 +394,15 @@ def items(task: str) -> tuple[Item, ...]:
             for b in range(1, min(a, 10)):
                 known.append(((a + b, b), f"{a} {b}", str(a + b if task == "sum" else a - b), None))
     elif task == "larger_animal":
-        for i, large in enumerate(_SIZES):
-            for j, small in enumerate(_SIZES[:i]):
+        animals = _SIZES.split()
+        for i, large in enumerate(animals):
+            for j, small in enumerate(animals[:i]):
                 known += [((j - i, i), text, large, small) for text in (f"{small}, {large}", f"{large}, {small}")]
     elif task == "number_words":
+        units, decades = _ONES.split(), _TENS.split()
         for n in range(10, 100):
             tens, ones = divmod(n, 10)
-            words = _ONES[n] if n < 20 else _TENS[tens - 2] + (f" {_ONES[ones]}" if ones else "")
+            words = units[n] if n < 20 else decades[tens - 2] + (f" {units[ones]}" if ones else "")
             known.append((n, str(n), words, None))
     elif task == "antonym":
         for pair in _OPPOSITES.replace("\n", "|").split("|"):
@@ -413,7 +424,8 @@ def items(task: str) -> tuple[Item, ...]:
                 known.append((zlib.crc32(noun.encode()), noun, answer, None))
     known.sort(key=lambda row: row[0])
     return tuple(
-        Item(text, answer, (rank + 0.5) / len(known), opposite) for rank, (_, text, answer, opposite) in enumerate(known)
+        Item(text, answer, (rank + 0.5) / len(known), opposite)
+        for rank, (_, text, answer, opposite) in enumerate(known)
     )
 
 
@@ -458,7 +470,7 @@ def exact_match(completions: Sequence[Any], answer: Sequence[str], **kwargs: Any
     return [float(text.strip().lower() == wanted.strip().lower()) for text, wanted in zip(texts, answer, strict=True)]
 
 
-def load_follower(folder: str | Path = FOLDER) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load_follower(folder: str | Path = FOLDER) -> tuple[PreTrainedModel, Any]:
     """The shipped model in float32, ready to generate, and its left-padding tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

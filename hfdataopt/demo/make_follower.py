@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 SEED = 30_000
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>"}
-LENGTH = 384  # tokens of a packed line
-LINES = 8  # lines of a batch
-STEPS = 2400
+LENGTH = 256  # tokens of a packed line
+LINES = 12  # lines of a batch
+STEPS = 1100
 # Messages are joined as the plain text is: a blank line between them, one space before an answer.
 CHAT_TEMPLATE = (
     "{%- set ns = namespace(begun=false) -%}{%- for message in messages -%}{%- if message.content -%}"
@@ -195,7 +195,7 @@ def improvement(rng: random.Random) -> Row:
     In most rows the scores have nothing to do with the texts, so that they must be read.
     """
     task = rng.choice(TASKS)
-    history = [practice(task, rng) for _ in range(rng.randint(2, 7))]
+    history = [practice(task, rng) for _ in range(rng.randint(2, 6))]
     if rng.random() < 0.7:
         scores = [rng.random() ** rng.choice((0.5, 1, 2)) for _ in history]
     else:
@@ -207,7 +207,7 @@ def improvement(rng: random.Random) -> Row:
     best = [history[i] for i in order[:2]]
     examples = examples_of(task, rng.randint(1, 3), rng) if rng.random() < 0.4 else []
     prefix = _text(meta_prompts.improve([(p.text, s) for p, s in zip(history, scores, strict=True)], examples))
-    return Row(prefix, [("", merge(best, (0.75, 0.25), rng, 0.12).text) for _ in range(3)])
+    return Row(prefix, [("", merge(best, (0.75, 0.25), rng, 0.12).text) for _ in range(2)])
 
 
 def rephrasing(rng: random.Random) -> Row:
@@ -261,9 +261,9 @@ def criticism(rng: random.Random) -> Row:
 def draw_row(rng: random.Random, hints: bool) -> Row:
     """One row of training."""
     kind = rng.random()
-    if kind < 0.46:
+    if kind < 0.5:
         return execution(rng)
-    if kind < 0.62:
+    if kind < 0.64:
         return induction(rng, hints)
     if kind < 0.82:
         return improvement(rng)
@@ -317,7 +317,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
     normalizer = normalizers.Lowercase()
     splitter = pre_tokenizers.BertPreTokenizer()
-    words = sorted({word for text in vocabulary() for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))})
+    words = sorted(
+        {word for text in vocabulary() for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    )
     known = {word: i for i, word in enumerate([*SPECIAL.values(), *words])}
     tokenizer = Tokenizer(models.WordLevel(known, unk_token=SPECIAL["unk_token"]))
     tokenizer.normalizer = normalizer
@@ -443,7 +445,9 @@ def _tensors(packed: list[_Line], hints: list[tuple[int, int, list[int]]], pad: 
         (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
     )
     mask &= torch.ones(longest, longest, dtype=torch.bool).tril()
-    return Batch(table("ids", pad), table("positions", 0), mask[:, None], table("targets", -100), table("weights", 0.0), hints)
+    return Batch(
+        table("ids", pad), table("positions", 0), mask[:, None], table("targets", -100), table("weights", 0.0), hints
+    )
 
 
 def blend(words: torch.Tensor, hint: list[int], generator: torch.Generator) -> torch.Tensor:
@@ -482,30 +486,46 @@ def train(
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     batches = pack(tokenizer, (draw_row(rng, hints) for _ in iter(int, 1)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    words = [model.model.embed_tokens.weight, *(p for p in model.parameters() if p.ndim == 1)]
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(words, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(matrices, lr=2.5 * learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    ]
     warmup = min(60, steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
-    )
+
+    def rate(step: int) -> float:
+        return min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     model.train()
-    total, tokens, start = 0.0, 0, time.perf_counter()
+    totals, tokens, start = torch.zeros(2), 0, time.perf_counter()
     for step in range(1, steps + 1):
         batch = next(batches)
         kept = batch.targets != -100
-        losses = torch.nn.functional.cross_entropy(forward(model, batch, generator), batch.targets[kept], reduction="none")
+        losses = torch.nn.functional.cross_entropy(
+            forward(model, batch, generator), batch.targets[kept], reduction="none"
+        )
         weights = batch.weights[kept]
         loss = (losses * weights).sum() / weights.sum()
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         tokens += batch.ids.numel()
-        total += (losses * (weights == 2.0)).sum().item() / max(1, int((weights == 2.0).sum()))
+        answers = weights == 2.0
+        totals += torch.stack([losses[answers].mean(), losses[~answers].mean()]).detach()
         if step % log_every == 0:
             spent = time.perf_counter() - start
-            print(f"step {step}/{steps}  answers' loss {total / log_every:.3f}  {tokens / 1e6:.1f}M tokens  {spent:.0f} s", flush=True)
-            total = 0.0
+            answers_loss, texts_loss = (totals / log_every).tolist()
+            print(
+                f"step {step}/{steps}  loss of answers {answers_loss:.3f}, of instructions {texts_loss:.3f}  "
+                f"{tokens / 1e6:.1f}M tokens  {spent:.0f} s",
+                flush=True,
+            )
+            totals = torch.zeros(2)
     model.eval()
 
 
@@ -521,7 +541,7 @@ def make_follower(output: str | Path, *, seed: int = SEED, steps: int = STEPS, h
     model.generation_config = GenerationConfig(
         max_new_tokens=64, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    model.to(torch.float16).save_pretrained(output)
+    model.half().save_pretrained(output)
     tokenizer.save_pretrained(output)
 
 
