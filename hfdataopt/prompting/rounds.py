@@ -1,0 +1,191 @@
+"""Searches in rounds: the method is written as one loop, and the asking and telling is done here.
+
+A method yields the queries of a round and goes on when all of them are told, so the order of telling never matters. What is
+known already is not asked again, and nothing is asked that the budget of completions cannot pay.
+"""
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hfdataopt.errors import OptionError
+from hfdataopt.prompting.candidate import Candidate, Query, RowId, Trial
+from hfdataopt.prompting.meta_prompts import Messages, read_instruction
+from hfdataopt.prompting.optimizer import PromptOptimizer, Services, Task
+
+FRUITLESS = 12  # proposals in a row without a new instruction, after which a round goes on with what it has
+Rounds = Generator[list[Query], None, None]
+Scored = Generator[list[Query], None, list[Trial]]
+
+
+@dataclass
+class RoundsOptimizer(PromptOptimizer):
+    """Base of optimizers whose loop is a generator, :meth:`search`, that yields the queries of a round."""
+
+    services: Services | None = field(init=False, repr=False, compare=False)
+    seen: dict[str, Candidate] = field(init=False, repr=False, compare=False)
+    paid: int = field(init=False, repr=False, compare=False)
+
+    def start(self, task: Task) -> None:
+        super().start(task)
+        self.services, self.seen, self.paid = None, {}, 0
+        self._known: dict[str, dict[RowId, tuple[float, str]]] = {}
+        self._queue: list[Query] = []
+        self._asked: dict[str, Query] = {}
+        self._search = self.search()
+        least = self.least_calls()
+        if task.calls is not None and task.calls < least:
+            raise OptionError(
+                f"{self.name}: a budget of {task.calls} completions is too small for one round, which takes at least {least} "
+                f"({self.plan_in_words()}); raise max_calls or score on fewer items"
+            )
+
+    def search(self) -> Rounds:
+        """The loop of the method."""
+        raise NotImplementedError
+
+    def least_calls(self) -> int:
+        """Completions without which there is no round at all."""
+        return 2 * min(2, len(self.task.items))
+
+    def plan_in_words(self) -> str:
+        """What :meth:`least_calls` is made of."""
+        return f"two candidates on {min(2, len(self.task.items))} of {len(self.task.items)} items"
+
+    # -- asking and telling
+
+    def ask(self, n: int, pending: Sequence[Query] = (), services: Services | None = None) -> Sequence[Query]:
+        """Up to ``n`` queries; none while a round waits for its last answers, or when the search is over."""
+        self.services = services
+        waiting = {query.candidate.key for query in pending} & set(self._asked)
+        while not self._queue and not waiting:
+            self._asked = {}  # what nobody is at work on any more will not be told
+            round_ = next(self._search, None)
+            if round_ is None:
+                return []
+            self._queue = list(round_)
+        asked, self._queue = self._queue[:n], self._queue[n:]
+        self._asked |= {query.candidate.key: query for query in asked}
+        return asked
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        super().tell(trials)
+        for trial in trials:
+            self._asked.pop(trial.candidate.key, None)
+            known = self._known.setdefault(trial.candidate.key, {})
+            for item, reward, answer in zip(trial.items, trial.rewards, trial.answers, strict=True):
+                self.paid += item not in known
+                known[item] = (float(reward), answer)
+
+    # -- for the methods
+
+    @property
+    def left(self) -> float:
+        """Completions that the budget still allows."""
+        return math.inf if self.task.calls is None else self.task.calls - self.paid
+
+    def known(self, candidate: Candidate, items: int | None = None) -> Trial:
+        """All that was told of a candidate on the first ``items`` common items (None = on all)."""
+        told = self._known.get(candidate.key, {})
+        ids = tuple(item.id for item in self.task.items[:items] if item.id in told)
+        return Trial(candidate, ids, np.array([told[i][0] for i in ids], float), tuple(told[i][1] for i in ids))
+
+    def cost(self, candidate: Candidate, items: int | Sequence[RowId]) -> int:
+        """Completions it takes to know a candidate on the first ``items`` common items, or on these ids."""
+        told = self._known.get(candidate.key, {})
+        ids = [item.id for item in self.task.items[:items]] if isinstance(items, int) else items
+        return sum(item not in told for item in ids)
+
+    def score(self, candidates: Sequence[Candidate], items: int) -> Scored:
+        """The candidates on the first ``items`` common items, in their order; those that the budget cannot pay are left out."""
+        queries, left = [], self.left
+        for candidate in {one.key: one for one in candidates}.values():
+            price = self.cost(candidate, items)
+            if 0 < price <= left:
+                left -= price
+                queries.append(Query(candidate, items))
+        if queries:
+            yield queries
+        trials = [self.known(candidate, items) for candidate in candidates]
+        return [trial for trial in trials if not self.cost(trial.candidate, items)]
+
+    def halve(self, candidates: Sequence[Candidate], rungs: Sequence[tuple[int, int]]) -> Scored:
+        """Successive halving: per rung ``(candidates, items)`` the best of the rung before on more items; best first."""
+        trials: list[Trial] = []
+        for count, items in rungs:
+            found = yield from self.score(list(candidates)[:count], items)
+            if found:
+                trials = ranked(found)
+                candidates = [trial.candidate for trial in trials]
+        return trials
+
+    def ask_proposer(
+        self, messages: Messages, n: int, origin: str, parents: Sequence[Candidate] = (), like: Candidate | None = None
+    ) -> list[Candidate]:
+        """``n`` answers of the proposer as candidates; those that cannot be read, or were seen before, are left out.
+
+        ``like`` gives the exemplars.
+        """
+        assert self.services is not None
+        found = []
+        for answer in self.services.propose(messages, n):
+            text = read_instruction(answer)
+            if text is not None:
+                exemplars = () if like is None else like.exemplars
+                one = Candidate(text, exemplars, parents=tuple(p.key for p in parents), origin=origin)
+                if self.is_new(one):
+                    found.append(one)
+        return found
+
+    def is_new(self, candidate: Candidate) -> bool:
+        """Whether the candidate was never seen before; it is from now on."""
+        return self.seen.setdefault(candidate.key, candidate) is candidate
+
+    def collect(self, count: int, propose: Callable[[int], Sequence[Candidate]]) -> list[Candidate]:
+        """``count`` candidates of ``propose(attempt)``; fewer after :data:`FRUITLESS` attempts in a row without any."""
+        found: list[Candidate] = []
+        attempt = fruitless = 0
+        while len(found) < count and fruitless < FRUITLESS:
+            new = propose(attempt)
+            found += new
+            attempt += 1
+            fruitless = 0 if new else fruitless + 1
+        return found[:count]
+
+    def rng(self, *names: Any) -> Any:
+        """A random generator of this optimizer's own."""
+        return self.task.rng(self.name, *names)
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Best mean first, the earlier of equals first, NaN last."""
+    return sorted(trials, key=lambda trial: -math.inf if math.isnan(trial.score) else trial.score, reverse=True)
+
+
+def rungs_of(size: int, items: int, first: int, eta: float) -> list[tuple[int, int]]:
+    """Rungs ``(candidates, items)`` of successive halving: ``eta`` times fewer candidates on ``eta`` times more items."""
+    rungs = [(size, min(first, items))]
+    while rungs[-1][1] < items:
+        count, seen = rungs[-1]
+        rungs.append((max(1, math.ceil(count / eta)), min(items, math.ceil(seen * eta))))
+    return rungs
+
+
+def price_of(rungs: Sequence[tuple[int, int]]) -> int:
+    """Completions that successive halving takes when items are nested and no candidate is known yet."""
+    before = [0, *[items for _, items in rungs]]
+    return sum(count * (items - seen) for (count, items), seen in zip(rungs, before, strict=False))
+
+
+def plan_rungs(calls: float, items: int, first: int, eta: float, most: int) -> list[tuple[int, int]]:
+    """The rungs with the most candidates, up to ``most``, that ``calls`` completions pay; none where they pay not even one."""
+    best: list[tuple[int, int]] = []
+    for size in range(1, most + 1):
+        rungs = rungs_of(size, items, first, eta)
+        if price_of(rungs) > calls:
+            break
+        best = rungs
+    return best

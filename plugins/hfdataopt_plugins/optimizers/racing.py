@@ -1,0 +1,126 @@
+"""Racing: candidates run over the common items together, and those that are worse than the best by a paired test drop out
+(Maron and Moore, 1994; F-Race: Birattari et al., 2002; challengers: Hutter et al., 2011)."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from hfdataopt.hookspecs import hookimpl
+from hfdataopt.options import check_range
+from hfdataopt.prompting import meta_prompts, paired
+from hfdataopt.prompting.candidate import Candidate, Query, Trial
+from hfdataopt.prompting.optimizer import Role
+from hfdataopt.prompting.pool import propose_pool
+from hfdataopt.prompting.rounds import Rounds, RoundsOptimizer, ranked
+
+Race = Generator[list[Query], None, list[Candidate]]
+TESTS: dict[str, Callable[[np.ndarray], float]] = {"t": paired.t_test, "sign": paired.sign_test}
+SHARE = 0.5  # of the budget, at most, that the first block of the first race takes
+UNLIMITED = 30  # instructions of the first race and later races, where the budget does not count completions
+RACES = 10
+
+
+@dataclass
+class Racing(RoundsOptimizer):
+    """Races between instructions; after each, the survivors are rephrased for the next.
+
+    Args:
+        pool_size: instructions of the first race; None = what half the budget pays for one block, at most 30.
+        block: items between two looks at the standings.
+        alpha: a candidate drops out when a one-sided paired test against the best of the race, on the items that both have seen,
+            says that it is worse at this level. One that could not reach the best by the highest rewards seen so far on all
+            its other items drops out in any case.
+        test: Student's t, or the sign test.
+        survivors: how many of the best are rephrased and run again.
+        refill: instructions of a later race.
+        demonstrations: examples that an instruction is induced from.
+    """
+
+    name: ClassVar[str] = "racing"
+
+    pool_size: int | None = None
+    block: int = 2
+    alpha: float = 0.2
+    test: Literal["t", "sign"] = "t"
+    survivors: int = 3
+    refill: int = 4
+    demonstrations: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("pool_size", "block", "survivors", "refill"):
+            check_range(self, option, at_least=1)
+        check_range(self, "alpha", above=0, below=1)
+        check_range(self, "demonstrations", at_least=0)
+
+    @property
+    def needs(self) -> tuple[Role, ...]:
+        return ("proposer", "examples") if self.demonstrations else ("proposer",)
+
+    def least_calls(self) -> int:
+        return len(self.task.items) + min(self.block, len(self.task.items))
+
+    def plan_in_words(self) -> str:
+        return f"a winner on all {len(self.task.items)} items and one that drops out after {self.block}"
+
+    def search(self) -> Rounds:
+        items = len(self.task.items)
+        size = self.pool_size or UNLIMITED
+        if self.task.calls is not None:
+            size = min(size, max(2, int(SHARE * self.task.calls / min(self.block, items))))
+        assert self.services is not None
+        pool = propose_pool(self.task, self.services, size, demonstrations=self.demonstrations, who=self.name)
+        for one in pool:
+            self.is_new(one)
+        alive = yield from self.race(pool)
+        races = 0
+        while alive and self.left >= min(self.block, items) and (self.task.calls is not None or races < RACES):
+            parents = alive[: self.survivors]
+            new = self.challengers(parents)
+            if not new:
+                break
+            alive = yield from self.race([*parents, *new])
+            races += 1
+
+    def challengers(self, parents: list[Candidate]) -> list[Candidate]:
+        """New candidates that say ``parents`` in other words, each of them equally often."""
+
+        def propose(attempt: int) -> list[Candidate]:
+            parent = parents[attempt % len(parents)]
+            return self.ask_proposer(meta_prompts.rephrase(parent.instruction), 1, "rephrase", [parent], like=parent)
+
+        return self.collect(self.refill, propose)
+
+    def race(self, runners: list[Candidate]) -> Race:
+        """Those that finish, best first."""
+        items = len(self.task.items)
+        for seen in [*range(self.block, items, self.block), items]:
+            trials = yield from self.score(runners, seen)
+            if not trials:
+                break
+            runners = [trial.candidate for trial in self.standing(trials)]
+        return runners
+
+    def standing(self, trials: list[Trial]) -> list[Trial]:
+        """Trials of candidates that are still in the race, best first; all are of the same items."""
+        best, *others = ranked(trials)
+        return [best, *(trial for trial in others if not self.drops_out(trial, best))]
+
+    def drops_out(self, trial: Trial, best: Trial) -> bool:
+        """Whether the test says that it is worse than the best, or whether it can no longer overtake it."""
+        differences = trial.rewards - best.rewards
+        if TESTS[self.test](differences[~np.isnan(differences)]) < self.alpha:
+            return True
+        seen = np.concatenate([one.rewards for one in self.trials])
+        low, high = np.nanmin(seen), np.nanmax(seen)
+        known, items = self.known(best.candidate), len(self.task.items)
+        at_least = np.nansum(known.rewards) + low * (items - len(known.items))
+        at_most = np.nansum(trial.rewards) + high * (items - len(trial.items))
+        return bool(at_most <= at_least)
+
+
+@hookimpl
+def register_optimizers(register: Callable[..., None]) -> None:
+    register(Racing)
