@@ -78,7 +78,7 @@ class PromptTrainer:
             got = "neither" if judge is None else "both"
             raise OptionError(f"{WHO}: give reward_funcs or a judge; got {got}")
         if self._preferences and judge is None:
-            from hfdataopt.prompting.reward_judge import RewardJudge
+            from hfdataopt.prompting.judges import RewardJudge
 
             judge, reward_funcs = RewardJudge(reward_funcs, reward_weights=config.reward_weights), None
         elif not self._preferences and judge is not None:
