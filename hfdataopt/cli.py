@@ -21,6 +21,10 @@ VERBS = {
         "hfdataopt.commands.evaluate",
         "measure scores: known label errors, models trained on subsets, on the best rows and without them",
     ),
+    "optimize": (
+        "hfdataopt.commands.optimize",
+        "search for a better prompt by rewards, by a model's preference, or by people's",
+    ),
     "plugins": (
         "hfdataopt.commands.plugins",
         "list every installed component, its plugin and options, and what failed to load",
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            f"hfdataopt{_verb(argv)}: interrupted; what is finished is kept, and `hfdataopt score` goes on from it when run again",
+            f"hfdataopt{_verb(argv)}: interrupted; what is finished is kept, and the same command goes on from it when run again",
             file=sys.stderr,
         )
         return 130

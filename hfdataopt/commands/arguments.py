@@ -136,14 +136,17 @@ OWN = "option_"  # dest of a component's option, so that it cannot be mistaken f
 
 
 def add_component_options(
-    parser: argparse.ArgumentParser, component: "Component", leave_out: Sequence[str] = ()
+    parser: argparse.ArgumentParser,
+    component: "Component",
+    leave_out: Sequence[str] = (),
+    taken: Sequence[str] = (),
 ) -> None:
     """One flag per hyperparameter; values are read as YAML, so ``0.1``, ``auto``, ``[a, b]`` and ``null`` all work.
 
-    An option whose name is also an argument of the verb has the flag ``--option_NAME``.
+    An option whose name is also an argument of the verb (of the parser, or in ``taken``) has the flag ``--option_NAME``.
     """
     group = parser.add_argument_group(f"options of {component.kind} {component.name}")
-    taken = {action.dest for action in parser._actions}
+    names = {action.dest for action in parser._actions}.union(taken)
     for field in dataclasses.fields(component.cls):
         if field.init and field.name not in leave_out:
             default = "required" if field.default is dataclasses.MISSING else f"default: {field.default}"
@@ -151,7 +154,7 @@ def add_component_options(
                 default = f"default: {field.default_factory()}"
             hint = field.type if isinstance(field.type, str) else describe(field.type)
             group.add_argument(
-                f"--{OWN if field.name in taken else ''}{field.name}",
+                f"--{OWN if field.name in names else ''}{field.name}",
                 dest=f"{OWN}{field.name}",
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
@@ -269,3 +272,25 @@ def _checked(action: argparse.Action, value: Any, who: str) -> Any:
     if action.choices is not None and value not in action.choices:
         raise OptionError(f"{who} is one of {', '.join(map(str, action.choices))}; got {value!r}")
     return value
+
+
+def write_rows(rows: Any, output: str) -> None:
+    """Write a dataset, or a stream row by row, in the format that the name says."""
+    import datasets
+
+    where = Path(output)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    streaming = isinstance(rows, datasets.IterableDataset)
+    try:
+        if where.suffix in (".jsonl", ".json"):
+            rows.to_json(where)
+        elif where.suffix == ".csv":
+            rows.to_csv(where)
+        elif where.suffix == ".parquet":
+            rows.to_parquet(where)
+        elif streaming:
+            raise OptionError(f"--output {output}: a stream is written to a .jsonl, .csv or .parquet file")
+        else:
+            rows.save_to_disk(where)
+    except OSError as error:
+        raise DataError(f"--output {output}: {error}") from error

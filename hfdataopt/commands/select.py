@@ -12,6 +12,7 @@ from hfdataopt.commands.arguments import (
     load_rows,
     named_component,
     parse_with_component,
+    write_rows,
 )
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError
@@ -92,17 +93,17 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     target = load_rows(arguments.target, "validation") if arguments.target else None
     if rule is None:
         fitted = filter_.fit(dataset, target)
-        _write(dataset.map(fitted, batched=True), arguments.output)
+        write_rows(dataset.map(fitted, batched=True), arguments.output)
         say(
             f"select: no size was given, so all rows are in {arguments.output}, with their scores in {fitted.score_column}"
         )
         return 0
     if arguments.streaming:
-        _write(select(dataset, filter_, target=target, rule=rule), arguments.output)
+        write_rows(select(dataset, filter_, target=target, rule=rule), arguments.output)
         say(f"select: wrote {arguments.output}")
         return 0
     kept, summary = select(dataset, filter_, target=target, rule=rule, return_summary=True)
-    _write(kept, arguments.output)
+    write_rows(kept, arguments.output)
     if arguments.summary:
         Path(arguments.summary).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.summary).write_text(json.dumps(summary.as_dict(), indent=1))
@@ -172,25 +173,3 @@ def _kept_ids(path: str) -> list[Any]:
         raise DataError(
             f"--overlap {path}: not a summary written by --summary: {type(error).__name__}: {error}"
         ) from error
-
-
-def _write(rows: Any, output: str) -> None:
-    """Write a dataset, or a stream row by row, in the format that the name says."""
-    import datasets
-
-    where = Path(output)
-    where.parent.mkdir(parents=True, exist_ok=True)
-    streaming = isinstance(rows, datasets.IterableDataset)
-    try:
-        if where.suffix in (".jsonl", ".json"):
-            rows.to_json(where)
-        elif where.suffix == ".csv":
-            rows.to_csv(where)
-        elif where.suffix == ".parquet":
-            rows.to_parquet(where)
-        elif streaming:
-            raise OptionError(f"--output {output}: a stream is written to a .jsonl, .csv or .parquet file")
-        else:
-            rows.save_to_disk(where)
-    except OSError as error:
-        raise DataError(f"--output {output}: {error}") from error
