@@ -14,7 +14,7 @@ from hfdataopt.generation.endpoint import run_async
 from hfdataopt.generation.generator import Admit, Generator, Have, Job, OnDone, RowId, check_refused, open_jobs, table
 from hfdataopt.generation.local import LocalGenerator
 from hfdataopt.generation.prompts import check_prompt
-from hfdataopt.options import check_options, check_range
+from hfdataopt.options import check_options, check_range, option_names
 
 BATCH_SIZE, CONCURRENCY = 16, 8
 
@@ -238,10 +238,10 @@ def name_of(function: Any) -> str:
 
 
 def _make(kind: type, model: Any, **options: Any) -> Any:
-    known = [name for name, field in kind.__dataclass_fields__.items() if field.init]  # type: ignore[attr-defined]
+    known = option_names(kind)[1:]  # the first is the model or function itself
     for option in options:
         if option not in known:
-            raise OptionError(f"a {kind.__name__} has no option {option!r}; it accepts: {', '.join(known[1:])}")
+            raise OptionError(f"a {kind.__name__} has no option {option!r}; it accepts: {', '.join(known)}")
     return kind(model, **options)
 
 

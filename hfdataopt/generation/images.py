@@ -16,7 +16,7 @@ from hfdataopt.errors import DataError, GenerationError, HfDataOptError, Missing
 from hfdataopt.generation.callables import is_async, name_of
 from hfdataopt.generation.endpoint import request_seed
 from hfdataopt.generation.generator import Admit, RowId, check_refused
-from hfdataopt.options import check_options, check_range
+from hfdataopt.options import check_options, check_range, option_names
 
 PIP = "pip install 'hfdataopt[diffusers]'"
 OnImage = Callable[[int, int, "ImageCompletion"], None]
@@ -226,7 +226,7 @@ def as_image_generator(model: Any, **options: Any) -> ImageGenerator:
         raise OptionError(
             f"images: model={model!r}; it takes a hub id or folder, a pipeline of diffusers, or a function of a text"
         )
-    known = [name for name in DiffusersImages.__dataclass_fields__ if name != "pipeline"]
+    known = option_names(DiffusersImages)[1:]
     for option in options:
         if option not in known:
             raise OptionError(f"images: a pipeline has no option {option!r}; it accepts: {', '.join(known)}")

@@ -36,7 +36,7 @@ class LocalGenerator(Generator):
 
     Attributes:
         model: a causal LM; also in training mode, with LoRA, or wrapped by ``DistributedDataParallel``. Or a hub id or
-            folder, which is loaded.
+            folder, which is loaded, in the precision it has there, to the GPU where there is one.
         processing_class: its tokenizer, or a processor that holds it; None = the one beside the model's weights.
         max_new_tokens: the most tokens of a completion, the end token among them.
         temperature: 0 = the most probable token. top_k: 0 = all. top_p: 1 = all.
@@ -67,7 +67,9 @@ class LocalGenerator(Generator):
         if self.stop is not None and not all(self.stop):
             raise OptionError(f"{WHO}: stop={self.stop!r} holds an empty string, which every text ends with")
         if isinstance(self.model, str):
-            self.model = _load(self.model, "AutoModelForCausalLM", dtype="auto")
+            self.model = _load(self.model, "AutoModelForCausalLM", dtype="auto").eval()
+            if torch.cuda.is_available():
+                self.model.to("cuda")
         if self.processing_class is None:
             where = getattr(getattr(self._inner(), "config", None), "name_or_path", "")
             if not where:

@@ -42,7 +42,12 @@ def ids(words: str) -> list[int]:
 def test_json_round_trip() -> None:
     for completion in (Completion("fine é\n", [3, 5], True), Completion("", None, False), Completion("", [], False)):
         assert Completion.from_json(json.loads(json.dumps(completion.to_json()))) == completion
-    for wrong in ({"text": "x"}, {"text": 3, "token_ids": None, "finished": True}, "x"):
+    counted = Completion("a", None, True, 12, 3)
+    assert Completion.from_json(json.loads(json.dumps(counted.to_json()))) == counted
+    old = {"text": "a", "token_ids": [4], "finished": False}  # before tokens were counted
+    assert Completion.from_json(old) == Completion("a", [4], False)
+    bad = {**old, "prompt_tokens": "12"}
+    for wrong in ({"text": "x"}, {"text": 3, "token_ids": None, "finished": True}, bad, "x"):
         with pytest.raises(DataError, match="a stored completion"):
             Completion.from_json(wrong)  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hfdataopt.errors import DataError, GenerationError, HfDataOptError, OptionError
-from hfdataopt.generation import Completion, EndpointGenerator, endpoint
+from hfdataopt.generation import Completion, EndpointGenerator, Refused, endpoint
 
 SECRET = "sk-very-secret-key"
 PROMPTS = ["one", "two", [{"role": "system", "content": "be short"}, {"role": "user", "content": "three"}]]
@@ -338,6 +338,118 @@ def test_one_bad_prompt_does_not_stop_the_others(server: Server) -> None:
     found = make(server).generate(PROMPTS, 2, keys=KEYS, have=arrived)
     assert len(server.requests) == 2
     assert {(i, k): c for i, row in enumerate(found) for k, c in enumerate(row)}.items() >= arrived.items()
+
+
+# -- what every request would get, said at once
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_wrong_key_or_model_costs_one_request(server: Server, status: int) -> None:
+    server.behave = lambda number, body: failing(status, "not you")
+    message = failure(make(server, concurrency=8), PROMPTS, 20)
+    assert f"0 of 60 completions arrived; 1 requests failed, that for row 'a': status {status}" in message
+    assert len(server.requests) == 1
+
+
+def test_a_key_that_runs_out_stops_the_rest(server: Server) -> None:
+    """What is under way is kept; nothing more is sent, and nobody waits to try again."""
+
+    def behave(number: int, body: dict[str, Any]) -> Reply:
+        if number < 4:
+            return good(body)
+        return failing(403, "quota") if number == 4 else failing(503, "busy", Retry_After="100")
+
+    server.behave = behave
+    arrived: list[tuple[int, int]] = []
+    began = time.monotonic()
+    message = failure(make(server, concurrency=3), PROMPTS, 20, on_done=lambda i, k, _: arrived.append((i, k)))
+    assert time.monotonic() - began < 10
+    assert len(arrived) == 4
+    assert "4 of 60 completions arrived" in message
+    assert "status 403" in message
+    assert len(server.requests) <= 7
+
+
+def test_the_first_request_does_not_hold_the_others_for_long(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "FIRST_ALONE", 0.2)
+
+    def slow(number: int, body: dict[str, Any]) -> Reply:
+        server.released.wait(1.5)
+        return good(body)
+
+    server.behave = slow
+    began = time.monotonic()
+    make(server, concurrency=6).generate(PROMPTS, 2, keys=KEYS)
+    assert 1.6 < time.monotonic() - began < 2.9  # 0.2 s, and then all at once
+    began = time.monotonic()
+    generator = make(server, concurrency=6)
+    generator._answered = True
+    generator.generate(PROMPTS, 2, keys=KEYS)
+    assert time.monotonic() - began < 2.6
+
+
+# -- budgets and accounts
+
+
+def test_admission_is_asked_once_for_each_request(server: Server) -> None:
+    seen: dict[str, int] = {}
+    lock = threading.Lock()
+
+    def behave(number: int, body: dict[str, Any]) -> Reply:
+        with lock:
+            seen[f"{said(body)}{body['seed']}"] = tries = seen.get(f"{said(body)}{body['seed']}", 0) + 1
+        return failing(500) if tries == 1 else good(body)
+
+    server.behave = behave
+    asked: list[tuple[int, int]] = []
+    generator = make(server)
+    generator.generate(PROMPTS, 2, keys=KEYS, admit=lambda i, k: asked.append((i, k)) is None)
+    assert sorted(asked) == [(i, k) for i in range(3) for k in range(2)]
+    assert generator.attempts == len(server.requests) == 12
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_refusal_leaves_out_what_is_refused(server: Server, concurrency: int) -> None:
+    budget, arrived = iter(range(4)), dict[tuple[int, int], Completion]()
+    generator = make(server, concurrency=concurrency)
+    with pytest.raises(Refused, match="4 completions were made; 5 were left") as caught:
+        generator.generate(
+            PROMPTS,
+            3,
+            keys=KEYS,
+            admit=lambda i, k: next(budget, None) is not None,
+            on_done=lambda i, k, c: arrived.update({(i, k): c}),
+        )
+    assert not isinstance(caught.value, GenerationError)
+    assert len(arrived) == len(server.requests) == 4
+    found = generator.generate(PROMPTS, 3, keys=KEYS, have=arrived)
+    assert found == make(server).generate(PROMPTS, 3, keys=KEYS)
+
+
+def test_tokens_are_counted_by_the_server_and_bounded_before(server: Server) -> None:
+    def behave(number: int, body: dict[str, Any]) -> Reply:
+        status, headers, content = good(body)
+        usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+        return status, headers, json.dumps({**json.loads(content), "usage": usage}).encode()
+
+    server.behave = behave
+    for chat in (True, False):
+        found = make(server, chat=chat).generate(["one"], 1, keys=["a"])[0][0]
+        assert (found.prompt_tokens, found.completion_tokens) == (11, 7)
+    generator = make(server, max_new_tokens=9)
+    assert generator.max_new_tokens == 9
+    assert [generator.count_tokens(prompt) for prompt in PROMPTS] == [3 + 16, 3 + 16, 8 + 16 + 5 + 16]
+    assert generator.count_tokens("é") == 2 + 16
+
+
+def test_waits_double_and_follow_from_the_request() -> None:
+    waits = [endpoint.backoff(endpoint.request_seed(0, "a", 0), attempt) for attempt in range(12)]
+    for attempt, wait in enumerate(waits):
+        whole = min(0.5 * 2**attempt, 30.0)
+        assert whole / 2 <= wait <= whole
+    assert waits[0] == endpoint.backoff(endpoint.request_seed(0, "a", 0), 0)
+    others = {endpoint.backoff(endpoint.request_seed(0, key, 0), 0) for key in range(100)}
+    assert len(others) == 100
 
 
 def test_an_error_of_the_caller_stops_everything(server: Server) -> None:
