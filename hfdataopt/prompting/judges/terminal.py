@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from hfdataopt.prompting.candidate import Comparison
@@ -33,6 +34,10 @@ class TerminalJudge(Judge):
         super().begin(complete, state)
         self._given: list[tuple[Question, Comparison]] = []
         self._gone = False
+
+    def submit(self, questions: Sequence[Question]) -> None:
+        waiting = {question.id for question in self._waiting}  # one whose vote was taken back stands in front already
+        self._waiting.extend(question for question in questions if question.id not in waiting)
 
     def collect(self) -> list[Decision]:
         if not self._waiting or self._gone:
