@@ -26,6 +26,8 @@ from hfdataopt.prompting.page.desk import Desk
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hfdataopt.prompting.page.server import Server
+
 GOODBYE = 5.0  # seconds that the end waits for open pages to hear of it
 
 
@@ -82,7 +84,8 @@ class WebJudge(Judge):
         self.open_browser = open_browser
         self.address_file = None if address_file is None else Path(address_file)
         self.url = ""
-        self._token, self._server = token, None
+        self._token = token
+        self._server: Server | None = None
 
     def begin(self, complete: Callable[..., list[str]], state: Callable[[], dict[str, Any]]) -> None:
         from hfdataopt.prompting.page.server import Server, application

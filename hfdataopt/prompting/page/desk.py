@@ -158,7 +158,7 @@ class Desk:
         open_ = [pair for pair in self._pairs.values() if pair.given is None]
         held = [pair for pair in open_ if pair.holder == who]
         free = [pair for pair in open_ if not pair.holder or pair.until <= now]
-        return (held or free or [None])[0]
+        return next(iter(held or free), None)
 
     def vote(self, person: str, key: str, word: str, patience: float) -> Result:
         """Give a word; returns once it is on disk, or ``later`` after ``patience`` seconds: then ask again, it counts once.

@@ -98,7 +98,7 @@ async function take(view, note) {
   if (over || !view.pair) {
     shown = null;
     delete document.body.dataset.pair;
-    say(over ? "The search is over. Thank you." : view.finished ? "The search is ending …"
+    say(over ? "All done. Thank you." : view.finished ? "It is ending …"
       : (note || "") + "No pair is free at the moment: the next one is being made, or others have it. It will appear here.");
   } else {
     if (view.pair.key !== shown) { await put(view.pair); say(note || "A new pair."); }
@@ -170,7 +170,7 @@ for (const sign of ["keydown", "pointerdown", "pointermove", "wheel", "scroll", 
   document.addEventListener(sign, () => { lastSign = Date.now(); }, { passive: true, capture: true });
 at("name").addEventListener("change", () => remember("name", at("name").value));
 at("finish").addEventListener("click", async () => {
-  if (!confirm("End the search for everybody? The best prompt so far is kept.")) return;
+  if (!confirm("End it for everybody? All votes are kept.")) return;
   try { await take(await (await ask("finish", {})).json(), ""); } catch (error) { lost(error); }
   settle();
 });
