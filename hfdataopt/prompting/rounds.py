@@ -7,16 +7,43 @@ known already is not asked again, and nothing is asked that the budget of comple
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hfdataopt.errors import OptionError
+from hfdataopt.prompting import meta_prompts
 from hfdataopt.prompting.candidate import Candidate, Query, RowId, Trial
-from hfdataopt.prompting.meta_prompts import Messages, read_instruction
+from hfdataopt.prompting.meta_prompts import Messages, Mistake, read_instruction
 from hfdataopt.prompting.optimizer import PromptOptimizer, Services, Task
+from hfdataopt.prompting.pool import propose_pool
 
 FRUITLESS = 12  # proposals in a row without a new instruction, after which a round goes on with what it has
+
+
+class Ask(NamedTuple):
+    """What the proposer is asked for a candidate, and what it is made from."""
+
+    messages: Messages
+    origin: str
+    parents: tuple[Candidate, ...] = ()
+
+
+def rephrased(parent: Candidate) -> Ask:
+    """For the same in other words."""
+    return Ask(meta_prompts.rephrase(parent.instruction), "rephrase", (parent,))
+
+
+def combined(first: Candidate, second: Candidate) -> Ask:
+    """For one made of two."""
+    return Ask(meta_prompts.combine(first.instruction, second.instruction), "combine", (first, second))
+
+
+def rewritten(parent: Candidate, reason: str, mistakes: Sequence[Mistake]) -> Ask:
+    """For one without the fault that the reason names."""
+    return Ask(meta_prompts.rewrite(parent.instruction, reason, mistakes), "rewrite", (parent,))
+
+
 Rounds = Generator[list[Query], None, None]
 Scored = Generator[list[Query], None, list[Trial]]
 
@@ -122,38 +149,50 @@ class RoundsOptimizer(PromptOptimizer):
                 candidates = [trial.candidate for trial in trials]
         return trials
 
-    def ask_proposer(
-        self, messages: Messages, n: int, origin: str, parents: Sequence[Candidate] = (), like: Candidate | None = None
-    ) -> list[Candidate]:
-        """``n`` answers of the proposer as candidates; those that cannot be read, or were seen before, are left out.
-
-        ``like`` gives the exemplars.
-        """
+    def answers(self, messages: Sequence[Messages]) -> list[str]:
+        """An answer of the proposer to each; fewer where its budget ends."""
         assert self.services is not None
+        return self.services.propose_each(messages) if messages else []
+
+    def propose(self, asks: Sequence[Ask]) -> list[Candidate]:
+        """An answer of the proposer to each, as candidates; those that cannot be read, or were seen before, are left out.
+
+        Exemplars are those of the first parent.
+        """
         found = []
-        for answer in self.services.propose(messages, n):
+        for answer, ask in zip(self.answers([ask.messages for ask in asks]), asks, strict=False):
             text = read_instruction(answer)
             if text is not None:
-                exemplars = () if like is None else like.exemplars
-                one = Candidate(text, exemplars, parents=tuple(p.key for p in parents), origin=origin)
-                if self.is_new(one):
-                    found.append(one)
+                exemplars = ask.parents[0].exemplars if ask.parents else ()
+                keys = tuple(parent.key for parent in ask.parents)
+                found.append(Candidate(text, exemplars, parents=keys, origin=ask.origin))
+        return [one for one in found if self.is_new(one)]
+
+    def collect(self, count: int, ask: Callable[[int], Ask]) -> list[Candidate]:
+        """``count`` new candidates from ``ask(attempt)``; fewer after :data:`FRUITLESS` attempts in a row without one."""
+        found: list[Candidate] = []
+        attempt = fruitless = 0
+        while len(found) < count and fruitless < FRUITLESS:
+            asks = [ask(attempt + i) for i in range(min(count - len(found), FRUITLESS - fruitless))]
+            new = self.propose(asks)
+            found += new
+            attempt += len(asks)
+            fruitless = 0 if new else fruitless + len(asks)
         return found
+
+    def vary(self, parents: Sequence[Candidate], count: int) -> list[Candidate]:
+        """New candidates that say ``parents`` in other words, each of them equally often."""
+        return self.collect(count, lambda attempt: rephrased(parents[attempt % len(parents)])) if parents else []
+
+    def pool(self, size: int, demonstrations: int) -> list[Candidate]:
+        """The user's own instructions and induced ones, ``size`` in all."""
+        assert self.services is not None
+        found = propose_pool(self.task, self.services, size, demonstrations=demonstrations, who=self.name)
+        return [one for one in found if self.is_new(one)]
 
     def is_new(self, candidate: Candidate) -> bool:
         """Whether the candidate was never seen before; it is from now on."""
         return self.seen.setdefault(candidate.key, candidate) is candidate
-
-    def collect(self, count: int, propose: Callable[[int], Sequence[Candidate]]) -> list[Candidate]:
-        """``count`` candidates of ``propose(attempt)``; fewer after :data:`FRUITLESS` attempts in a row without any."""
-        found: list[Candidate] = []
-        attempt = fruitless = 0
-        while len(found) < count and fruitless < FRUITLESS:
-            new = propose(attempt)
-            found += new
-            attempt += 1
-            fruitless = 0 if new else fruitless + 1
-        return found[:count]
 
     def rng(self, *names: Any) -> Any:
         """A random generator of this optimizer's own."""

@@ -7,10 +7,8 @@ from typing import ClassVar, Literal
 
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
-from hfdataopt.prompting import meta_prompts
 from hfdataopt.prompting.candidate import Candidate
 from hfdataopt.prompting.optimizer import Role
-from hfdataopt.prompting.pool import propose_pool
 from hfdataopt.prompting.rounds import Rounds, RoundsOptimizer, plan_rungs, price_of, rungs_of
 
 UNLIMITED = 50  # instructions of a pool, where the budget does not count completions
@@ -70,7 +68,7 @@ class Ape(RoundsOptimizer):
 
     def search(self) -> Rounds:
         items = len(self.task.items)
-        pool: list[Candidate] = []
+        best: list[Candidate] = []
         for round_ in range(self.rounds + 1):
             calls = self.left / (self.rounds + 1 - round_)
             if round_ == 0:
@@ -78,29 +76,12 @@ class Ape(RoundsOptimizer):
             rungs = plan_rungs(calls, items, self.first, self.eta, self.pool_size or UNLIMITED)
             if not rungs:
                 break
-            if round_ == 0:
-                assert self.services is not None
-                new = propose_pool(
-                    self.task, self.services, rungs[0][0], demonstrations=self.demonstrations, who=self.name
-                )
-                for one in new:
-                    self.is_new(one)
-            else:
-                new = self.rephrase(pool[: self.parents], rungs[0][0], round_)
-            # The best so far takes part in every rung; what is known of it costs nothing.
-            best = pool[:1]
-            trials = yield from self.halve(new, rungs)
-            finalists = [trial.candidate for trial in trials]
-            pool = self.leaders(max(self.parents, 1)) or best or finalists
-
-    def rephrase(self, parents: list[Candidate], count: int, round_: int) -> list[Candidate]:
-        """New candidates that say ``parents`` in other words, each of them equally often."""
-
-        def propose(attempt: int) -> list[Candidate]:
-            parent = parents[attempt % len(parents)]
-            return self.ask_proposer(meta_prompts.rephrase(parent.instruction), 1, "rephrase", [parent], like=parent)
-
-        return self.collect(count, propose)
+            size = rungs[0][0]
+            new = self.pool(size, self.demonstrations) if round_ == 0 else self.vary(best, size)
+            yield from self.halve(new, rungs)
+            best = self.leaders(self.parents)
+            if not best:
+                break
 
 
 @hookimpl

@@ -9,10 +9,9 @@ import numpy as np
 
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
-from hfdataopt.prompting import meta_prompts, paired
+from hfdataopt.prompting import paired
 from hfdataopt.prompting.candidate import Candidate, Query, Trial
 from hfdataopt.prompting.optimizer import Role
-from hfdataopt.prompting.pool import propose_pool
 from hfdataopt.prompting.rounds import Rounds, RoundsOptimizer, ranked
 
 Race = Generator[list[Query], None, list[Candidate]]
@@ -70,28 +69,15 @@ class Racing(RoundsOptimizer):
         size = self.pool_size or UNLIMITED
         if self.task.calls is not None:
             size = min(size, max(2, int(SHARE * self.task.calls / min(self.block, items))))
-        assert self.services is not None
-        pool = propose_pool(self.task, self.services, size, demonstrations=self.demonstrations, who=self.name)
-        for one in pool:
-            self.is_new(one)
-        alive = yield from self.race(pool)
+        alive = yield from self.race(self.pool(size, self.demonstrations))
         races = 0
         while alive and self.left >= min(self.block, items) and (self.task.calls is not None or races < RACES):
             parents = alive[: self.survivors]
-            new = self.challengers(parents)
+            new = self.vary(parents, self.refill)
             if not new:
                 break
             alive = yield from self.race([*parents, *new])
             races += 1
-
-    def challengers(self, parents: list[Candidate]) -> list[Candidate]:
-        """New candidates that say ``parents`` in other words, each of them equally often."""
-
-        def propose(attempt: int) -> list[Candidate]:
-            parent = parents[attempt % len(parents)]
-            return self.ask_proposer(meta_prompts.rephrase(parent.instruction), 1, "rephrase", [parent], like=parent)
-
-        return self.collect(self.refill, propose)
 
     def race(self, runners: list[Candidate]) -> Race:
         """Those that finish, best first."""

@@ -7,7 +7,6 @@ from typing import ClassVar
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.prompting.optimizer import Role
-from hfdataopt.prompting.pool import propose_pool
 from hfdataopt.prompting.rounds import Rounds, RoundsOptimizer
 
 UNLIMITED = 50  # instructions, where the budget does not count completions
@@ -46,9 +45,7 @@ class RandomSearch(RoundsOptimizer):
         items = len(self.task.items)
         affordable = UNLIMITED if self.task.calls is None else self.task.calls // items
         size = affordable if self.pool_size is None else min(self.pool_size, affordable)
-        assert self.services is not None
-        pool = propose_pool(self.task, self.services, size, demonstrations=self.demonstrations, who=self.name)
-        yield from self.score(pool, items)
+        yield from self.score(self.pool(size, self.demonstrations), items)
 
 
 @hookimpl
