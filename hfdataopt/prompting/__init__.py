@@ -1,1 +1,13 @@
-"""Search for a better prompt: optimizers that ask and are told, and ``PromptTrainer``, which runs them."""
+"""Search for a better prompt.
+
+- :mod:`~hfdataopt.prompting.trainer`: ``PromptTrainer``, which runs an optimizer on a model, a dataset and a reward or a judge
+- :mod:`~hfdataopt.prompting.config`, :mod:`~hfdataopt.prompting.result`: its arguments, and what it found
+- :mod:`~hfdataopt.prompting.optimizer`, :mod:`~hfdataopt.prompting.candidate`: what an optimizer is, asks and is told
+- :mod:`~hfdataopt.prompting.judges`, :mod:`~hfdataopt.prompting.page`: who says which of two answers is better
+- :mod:`~hfdataopt.prompting.apply`, :mod:`~hfdataopt.prompting.callback`: the prompt in a dataset; a search while training
+- :mod:`~hfdataopt.prompting.ledger`, :mod:`~hfdataopt.prompting.budget`, :mod:`~hfdataopt.prompting.services`: every request,
+  kept, counted and paid for
+- :mod:`~hfdataopt.prompting.items`, :mod:`~hfdataopt.prompting.tasks`: rows to score on; the papers' tasks
+- :mod:`~hfdataopt.prompting.meta_prompts`, :mod:`~hfdataopt.prompting.pool`, :mod:`~hfdataopt.prompting.white_box`,
+  :mod:`~hfdataopt.prompting.likelihood`: what optimizers share
+"""
