@@ -102,9 +102,9 @@ class Budget:
         self.spent.completion_tokens += completion_tokens
         self.spent.cost += self.price(role, prompt_tokens, completion_tokens)
 
-    def out_of(self) -> str:
-        """What is used up, in words; empty where something is left of everything."""
-        if self.seconds is not None and self.elapsed() >= self.seconds:
+    def out_of(self, time: bool = True) -> str:
+        """What is used up, in words; empty where something is left of everything. ``time``: look at the clock too."""
+        if time and self.seconds is not None and self.elapsed() >= self.seconds:
             return f"max_seconds={self.seconds:g}"
         if self.tokens is not None and self.spent.tokens >= self.tokens:
             return f"max_tokens={self.tokens}"

@@ -28,8 +28,8 @@ def draw(model: Any, texts: Sequence[str], requests: Any, folder: Path) -> list[
     def admit(index: int, sample: int) -> bool:
         if not budget.reserve("model", 0, 0):
             return False
-        budget.spent.uncertain += missing[index] in ledger.sent
         ledger.request(missing[index], "model", text_of[missing[index]])
+        budget.spent.uncertain = ledger.uncertain
         return True
 
     def arrived(index: int, sample: int, made: ImageCompletion) -> None:

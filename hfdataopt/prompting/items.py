@@ -1,6 +1,8 @@
 """Rows of a TRL dataset as items of a search: what is scored, what is shown to proposers, what stays fresh for the end."""
 
+import hashlib
 import itertools
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from hfdataopt.prompting.optimizer import Item
 from hfdataopt.rewards.texts import is_messages, text_of
 
 ANSWER_COLUMNS = ("completion", "answer", "solution", "output", "target", "chosen")
-STREAM_ROWS = 10_000
+MOST_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Split:
 def read_items(dataset: Any, config: PromptConfig, what: str) -> list[Item]:
     """Rows of a prompt-only, prompt-completion, preference or conversational dataset (or of a list of rows).
 
-    Of a stream the first 10,000 rows are taken. Ids are those of the column ``row_id``, else positions.
+    Of a stream the first 10,000 rows are taken, of a larger dataset 10,000 by the seed. Ids are those of the column ``row_id``,
+    else positions; behind ``eval/`` in ``eval_dataset``, whose rows are others.
 
     Raises:
         DataError: no rows, a row without a prompt, or ids that occur twice; it is named.
@@ -35,16 +38,28 @@ def read_items(dataset: Any, config: PromptConfig, what: str) -> list[Item]:
     if dataset is None or isinstance(dataset, str | Mapping):
         got = "a DatasetDict; hand over one split" if isinstance(dataset, Mapping) else repr(dataset)
         raise DataError(f"PromptTrainer: {what} must be a dataset or a list of rows; got {got}")
-    rows = list(dataset) if isinstance(dataset, Sequence) else list(itertools.islice(dataset, STREAM_ROWS))
+    try:
+        positions, rows = _read(dataset, config.seed)
+    except TypeError:
+        raise DataError(f"PromptTrainer: {what} must be a dataset or a list of rows; got {dataset!r:.80}") from None
     if not rows:
         raise DataError(f"PromptTrainer: {what} has no rows")
-    found = [_item(row, position, config, what) for position, row in enumerate(rows)]
+    found = [_item(row, position, config, what) for position, row in zip(positions, rows, strict=True)]
     ids = {item.id for item in found}
     if len(ids) != len(found):
         raise DataError(
             f"PromptTrainer: {what}: {len(found)} rows have {len(ids)} different row_id; they must be unique"
         )
     return found
+
+
+def _read(dataset: Any, seed: int) -> tuple[Sequence[int], list[Any]]:
+    """Positions and rows; of a large dataset a sample, of a stream its first rows."""
+    if hasattr(dataset, "select") and len(dataset) > MOST_ROWS:
+        positions = sorted(random.Random(f"{seed}/rows").sample(range(len(dataset)), MOST_ROWS))
+        return positions, list(dataset.select(positions))
+    rows = list(dataset) if isinstance(dataset, Sequence) else list(itertools.islice(dataset, MOST_ROWS))
+    return range(len(rows)), rows
 
 
 def split_items(train: Sequence[Item], fresh: Sequence[Item] | None, config: PromptConfig, examples: bool) -> Split:
@@ -78,7 +93,9 @@ def split_items(train: Sequence[Item], fresh: Sequence[Item] | None, config: Pro
     return Split(tuple(items), tuple(rest[:shown]), tuple(fresh))
 
 
-def _item(row: Mapping[str, Any], position: int, config: PromptConfig, what: str) -> Item:
+def _item(row: Any, position: int, config: PromptConfig, what: str) -> Item:
+    if not isinstance(row, Mapping):
+        raise DataError(f"PromptTrainer: {what}: row {position} is no row with columns; got {row!r:.80}")
     prompt, output = _parts(row, position, what)
     where = f"PromptTrainer: {what}: row {row.get('row_id', position)!r}"
     if config.answer_column is not None:
@@ -87,10 +104,10 @@ def _item(row: Mapping[str, Any], position: int, config: PromptConfig, what: str
         output = row[config.answer_column]
     if config.input_column is not None and config.input_column not in row:
         raise DataError(f"{where} has no column {config.input_column!r}; it has: {', '.join(row)}")
-    given = row.get(config.input_column or "input")
+    given, id_ = row.get(config.input_column or "input"), row.get("row_id", position)
     shown = text_of(prompt) if given is None or not isinstance(given, str) else given
     return Item(
-        id=row.get("row_id", position),
+        id=f"eval/{id_}" if what == "eval_dataset" else id_,
         prompt=prompt,
         input=shown.strip(),
         output=None if output is None else _text(output).strip(),
@@ -110,7 +127,7 @@ def _parts(row: Mapping[str, Any], position: int, what: str) -> tuple[Any, Any]:
         chosen, rejected = row["chosen"], row["rejected"]
         same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
         prompt, answer = chosen[:same], chosen[same:]
-    if not isinstance(prompt, str) and not is_messages(prompt):
+    if not (isinstance(prompt, str) and prompt.strip()) and not is_messages(prompt):
         raise DataError(
             f"PromptTrainer: {what}: row {row.get('row_id', position)!r} has no prompt (text or messages; got {prompt!r:.80}); its "
             f"columns are {', '.join(row)}"
@@ -129,3 +146,10 @@ def columns_of(items: Iterable[Item]) -> dict[str, list[Any]]:
     items = list(items)
     names = dict.fromkeys(name for item in items for name in item.columns)
     return {name: [item.columns.get(name) for item in items] for name in names}
+
+
+def content_of(items: Iterable[Item]) -> str:
+    """A hash of what the items hold; values that are not JSON, such as images, count by their type."""
+    content = [[one.id, one.prompt, one.output, dict(one.columns)] for one in items]
+    document = json.dumps(content, sort_keys=True, default=lambda value: type(value).__name__)
+    return hashlib.sha256(document.encode()).hexdigest()[:24]

@@ -18,6 +18,7 @@ from hfdataopt.errors import StoreError
 from hfdataopt.files import JsonLines
 
 FILE = "ledger.jsonl"
+OF_A_SEARCH = (FILE, "result.json", "prompt.json", "prompts", "images")
 VERSION = 1
 
 
@@ -36,7 +37,8 @@ class Ledger:
     def __init__(self, folder: Path | None, settings: dict[str, Any], *, fresh: bool = False, must_exist: bool = False):
         self.folder = folder
         self.answers: dict[str, dict[str, Any]] = {}
-        self.sent: dict[str, int] = {}  # requests without an answer, and how often they were sent
+        self.sent: set[str] = set()  # requests without an answer
+        self.uncertain = 0  # requests that were sent again, for an earlier run ended before their answer
         self.seconds = 0.0
         self.events: list[dict[str, Any]] = []  # of judges that answer in an order of their own
         self.kept = 0
@@ -51,9 +53,12 @@ class Ledger:
             raise StoreError(f"PromptTrainer: there is nothing to resume from in {str(folder)!r} (no {FILE})")
         if fresh and self._lines.file.is_file():
             number = 1
-            while (older := folder / f"ledger-{number}.jsonl").exists():
+            while (older := folder / f"search-{number}").exists():
                 number += 1
-            os.replace(self._lines.file, older)
+            older.mkdir()
+            for name in OF_A_SEARCH:
+                if (folder / name).exists():
+                    os.replace(folder / name, older / name)
         self._read(settings)
 
     def _take_lock(self, folder: Path) -> None:
@@ -78,10 +83,10 @@ class Ledger:
             if kind == "search":
                 found = line["settings"]
             elif kind == "request":
-                self.sent[line["key"]] = self.sent.get(line["key"], 0) + 1
+                self._sent(line["key"])
             elif kind == "answer":
                 self.answers[line["key"]] = line
-                self.sent.pop(line["key"], None)
+                self.sent.discard(line["key"])
             elif kind == "seconds":
                 self.seconds = line["seconds"]
             elif kind == "event":
@@ -99,7 +104,7 @@ class Ledger:
 
     def request(self, key: str, role: str, content: Any) -> None:
         """Note a request that is about to be sent."""
-        self.sent[key] = self.sent.get(key, 0) + 1
+        self._sent(key)
         if self._lines is not None:
             self._lines.append({"kind": "request", "key": key, "role": role, "content": content})
 
@@ -109,8 +114,12 @@ class Ledger:
         if self._lines is not None:
             self._lines.append(line)
         self.answers[key] = line
-        self.sent.pop(key, None)
+        self.sent.discard(key)
         return line
+
+    def _sent(self, key: str) -> None:
+        self.uncertain += key in self.sent
+        self.sent.add(key)
 
     def event(self, **content: Any) -> None:
         """Note something that a person did."""

@@ -15,6 +15,7 @@ from hfdataopt.prompting.candidate import Candidate, RowId
 from hfdataopt.prompting.ledger import Ledger, key_of
 from hfdataopt.prompting.meta_prompts import Messages, text_of_messages
 from hfdataopt.prompting.optimizer import Item
+from hfdataopt.prompting.planning import calls_of
 from hfdataopt.rewards.texts import is_messages
 
 WHO = "PromptTrainer"
@@ -25,7 +26,8 @@ class Requests:
 
     def __init__(self, ledger: Ledger, budget: Budget, seed: int) -> None:
         self.ledger, self.budget, self.seed = ledger, budget, seed
-        self._used: set[str] = set()
+        budget.spent.uncertain = ledger.uncertain
+        self.used: set[str] = set()
 
     def keys(self, role: str, generator: Any, prompts: Sequence[Any], draws: Sequence[str]) -> list[str]:
         """Names under which the answers are kept."""
@@ -34,7 +36,7 @@ class Requests:
 
     def new(self, keys: Sequence[str]) -> int:
         """How many of these this search has not used yet."""
-        return len(set(keys) - self._used)
+        return len(set(keys) - self.used)
 
     def complete(
         self,
@@ -43,22 +45,20 @@ class Requests:
         prompts: Sequence[Any],
         draws: Sequence[str],
         *,
-        requests: int | None = None,
         pay: bool = True,
     ) -> list[Completion]:
         """One completion per prompt; the same prompt and draw are asked once.
 
         Args:
-            requests: of one completion; None = the generator's ``calls_per_completion``.
             pay: whether they count against the role's limit (a judge's are counted per question).
 
         Raises:
             BudgetSpent: not all of them are within the budget; those that had been sent are kept.
             GenerationError: the provider failed; what arrived is kept.
         """
-        each: int = requests or getattr(generator, "calls_per_completion", None) or 1
+        each = calls_of(generator)
         keys = self.keys(role, generator, prompts, draws)
-        fresh = list(dict.fromkeys(key for key in keys if key not in self._used))
+        fresh = list(dict.fromkeys(key for key in keys if key not in self.used))
         if pay and len(fresh) * each > self.budget.left(role):
             raise BudgetSpent(f"{len(fresh) * each} {role} call(s) are needed, and {self.budget.left(role):g} are left")
         place = {key: number for number, key in reversed(list(enumerate(keys)))}
@@ -85,9 +85,8 @@ class Requests:
             if not self.budget.reserve(role, *bound):
                 return False
             bounds[index] = bound
-            if keys[index] in self.ledger.sent:
-                self.budget.spent.uncertain += 1
             self.ledger.request(keys[index], role, prompts[index])
+            self.budget.spent.uncertain = self.ledger.uncertain
             return True
 
         def arrived(index: int, sample: int, completion: Completion) -> None:
@@ -101,15 +100,31 @@ class Requests:
             self.budget.release(role, *bounds.pop(index))
             self._count(role, keys[index], each)
 
-        try:
-            generator.generate(prompts, 1, keys=keys, seed=self.seed, on_done=arrived, admit=admit)
-        except Refused as refused:
-            raise BudgetSpent(
-                self.budget.out_of() or "the next request could go over max_tokens or max_cost"
-            ) from refused
-        finally:
-            for bound in bounds.values():
-                self.budget.release(role, *bound)
+        left = list(range(len(keys)))
+        while left:
+            before = len(left)
+            try:
+                generator.generate(
+                    [prompts[place] for place in left],
+                    1,
+                    keys=[keys[place] for place in left],
+                    seed=self.seed,
+                    on_done=lambda index, sample, one, left=left: arrived(left[index], sample, one),
+                    admit=lambda index, sample, left=left: admit(left[index], sample),
+                )
+            except Refused as refused:
+                # What was under way may have left more than it had set aside.
+                left = [place for place in left if keys[place] not in self.ledger.answers]
+                if len(left) == before:
+                    raise BudgetSpent(
+                        self.budget.out_of() or "the next request could go over max_tokens or max_cost"
+                    ) from refused
+            else:
+                break
+            finally:
+                for bound in bounds.values():
+                    self.budget.release(role, *bound)
+                bounds.clear()
         lost = [key for key in keys if key not in self.ledger.answers]
         if lost:
             raise GenerationError(
@@ -117,7 +132,7 @@ class Requests:
             )
 
     def _count(self, role: str, key: str, requests: int) -> None:
-        self._used.add(key)
+        self.used.add(key)
         into, out = self.ledger.answers[key]["tokens"]
         self.budget.book(role, into, out, requests)
 
@@ -149,7 +164,7 @@ class HostServices:
         proposer = self._need(self._proposer, "proposer")
         if temperature is not None:
             proposer = changed(proposer, "proposer", temperature=float(temperature))
-        left = self._requests.budget.left("proposer")
+        left = self._requests.budget.left("proposer") // calls_of(proposer)
         if left < 1:
             raise BudgetSpent("max_proposer_calls are used up")
         prompts = [as_prompt(proposer, one) for one in messages[: int(min(len(messages), left))]]
@@ -164,13 +179,14 @@ class HostServices:
         encoder, ledger = self._need(self._encoder, "encoder"), self._requests.ledger
         about = describe_encoder(encoder)
         keys = [key_of("encoder", about, _content_of(text)) for text in texts]
+        self._requests.budget.spent.embedded += len(set(keys) - self._requests.used)
+        self._requests.used.update(keys)
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in ledger.answers}
         if missing:
             for key, vector in zip(missing, _encode(encoder, list(missing.values())), strict=True):
                 if not np.isfinite(vector).all():
                     raise DataError(f"{WHO}: the encoder's features of {str(missing[key])[:80]!r} are not finite")
                 ledger.note_vector(key, "encoder", vector)
-            self._requests.budget.spent.embedded += len(missing)
         vectors = ledger.vectors("encoder", keys)
         return np.stack([vectors[key] for key in keys]) if keys else np.zeros((0, 0), np.float32)
 
@@ -226,7 +242,7 @@ class HostServices:
         ]
         about = self._model.describe()
         keys = [key_of("likelihood", about, *pair) for pair in pairs]
-        fresh = dict.fromkeys(key for key in keys if key not in self._requests._used)
+        fresh = dict.fromkeys(key for key in keys if key not in self._requests.used)
         if len(fresh) > budget.left("model"):
             raise BudgetSpent(f"{len(fresh)} model calls are needed, and {budget.left('model'):g} are left")
         missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in ledger.answers}
@@ -269,6 +285,8 @@ def changed(generator: Any, role: str, **options: Any) -> Any:
     if not is_dataclass(generator) or isinstance(generator, type):
         return generator
     names = {field.name for field in fields(generator) if field.init}
+    if "temperature" not in names:  # max_new_tokens then only says what a function does by itself
+        return generator
     options = {name: value for name, value in options.items() if name in names}
     return replace(generator, **options) if options else generator
 

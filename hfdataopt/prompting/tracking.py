@@ -7,21 +7,21 @@ from hfdataopt.errors import MissingDependencyError, OptionError
 from hfdataopt.prompting.config import PromptConfig
 
 
-def open_trackers(config: PromptConfig) -> list[Any]:
-    """The trackers of ``report_to``, by accelerate.
+def check_trackers(config: PromptConfig) -> list[str]:
+    """Names of the trackers of ``report_to``.
 
     Raises:
         OptionError: there is no such tracker. MissingDependencyError: its package is not installed.
     """
     names = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
-    names = [name for name in names if name != "none"]
+    names = list(dict.fromkeys(name for name in names if name != "none"))
     if not names:
         return []
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     available = [str(name) for name in get_available_trackers()]
-    names = available if "all" in names else list(dict.fromkeys(names))
-    trackers = []
+    if "all" in names:
+        return available
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise OptionError(
@@ -29,6 +29,18 @@ def open_trackers(config: PromptConfig) -> list[Any]:
             )
         if name not in available:
             raise MissingDependencyError(f"PromptConfig: report_to={name!r} needs a package: pip install {name}")
+    return names
+
+
+def open_trackers(config: PromptConfig) -> list[Any]:
+    """The trackers of ``report_to``, by accelerate."""
+    names = check_trackers(config)
+    if not names:
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    trackers = []
+    for name in names:
         kind = LOGGER_TYPE_TO_CLASS[name]
         run = config.run_name or (Path(config.output_dir).name if config.output_dir else "prompt-search")
         place = {"logging_dir": config.output_dir or "."} if kind.requires_logging_directory else {}

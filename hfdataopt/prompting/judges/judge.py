@@ -45,10 +45,12 @@ class Judge:
     Attributes:
         calls_per_question: how many requests or votes one question costs.
         interactive: a person answers, one question after the other, in an order of their own.
+        recorded: all that it asks goes through ``complete``; on a restart it is asked again, and finds its answers there.
     """
 
     calls_per_question: int = 1
     interactive: bool = False
+    recorded: bool = False
     needs_images: bool = False
 
     def begin(self, complete: Callable[..., list[str]], state: Callable[[], dict[str, Any]]) -> None:
@@ -77,7 +79,7 @@ class Judge:
         return [Decision(question.id, word) for question, word in zip(waiting, words, strict=True)]
 
     def kept(self, decision: Decision) -> None:
-        """The decision is on disk."""
+        """The decision is on disk; on a restart it is told so of those of the earlier run, after their questions were submitted."""
 
     def end(self, state: dict[str, Any]) -> None:
         """The search is over."""

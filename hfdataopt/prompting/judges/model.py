@@ -47,6 +47,8 @@ class ModelJudge(Judge):
         invalid: replies that could not be read; their questions are ``invalid``, never a win.
     """
 
+    recorded = True
+
     def __init__(
         self,
         model: Any,

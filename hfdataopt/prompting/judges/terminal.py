@@ -60,6 +60,17 @@ class TerminalJudge(Judge):
                 return [Decision(before.id, word, undo=True)]
             self._say("there is nothing to undo" if key == "u" else f"{visible(key)!r:.40} is no answer")
 
+    def kept(self, decision: Decision) -> None:
+        """Of an earlier run: its questions are not shown again, and its words can be taken back."""
+        words = {question.id: question for question, _ in self._given}
+        waiting = {question.id: question for question in self._waiting}
+        if not decision.undo and decision.question in waiting:
+            self._waiting.remove(waiting[decision.question])
+            self._given.append((waiting[decision.question], decision.comparison))
+        elif decision.undo and decision.question in words:
+            self._given = [one for one in self._given if one[0].id != decision.question]
+            self._waiting.insert(0, words[decision.question])
+
     def _show(self, question: Question) -> None:
         first, second = texts_of(question, "TerminalJudge")
         for title, text in (("Prompt", transcript(question.prompt)), ("Answer 1", first), ("Answer 2", second)):
