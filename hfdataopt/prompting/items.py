@@ -26,11 +26,11 @@ class Split:
     fresh: tuple[Item, ...]
 
 
-def read_items(dataset: Any, config: PromptConfig, what: str) -> list[Item]:
+def read_items(dataset: Any, config: PromptConfig, what: str, *, blank: bool = False) -> list[Item]:
     """Rows of a prompt-only, prompt-completion, preference or conversational dataset (or of a list of rows).
 
     Of a stream the first 10,000 rows are taken, of a larger dataset 10,000 by the seed. Ids are those of the column ``row_id``,
-    else positions; behind ``eval/`` in ``eval_dataset``, whose rows are others.
+    else positions; behind ``eval/`` in ``eval_dataset``, whose rows are others. With ``blank`` a prompt may be empty.
 
     Raises:
         DataError: no rows, a row without a prompt, or ids that occur twice; it is named.
@@ -44,7 +44,7 @@ def read_items(dataset: Any, config: PromptConfig, what: str) -> list[Item]:
         raise DataError(f"PromptTrainer: {what} must be a dataset or a list of rows; got {dataset!r:.80}") from None
     if not rows:
         raise DataError(f"PromptTrainer: {what} has no rows")
-    found = [_item(row, position, config, what) for position, row in zip(positions, rows, strict=True)]
+    found = [_item(row, position, config, what, blank) for position, row in zip(positions, rows, strict=True)]
     ids = {item.id for item in found}
     if len(ids) != len(found):
         raise DataError(
@@ -93,10 +93,10 @@ def split_items(train: Sequence[Item], fresh: Sequence[Item] | None, config: Pro
     return Split(tuple(items), tuple(rest[:shown]), tuple(fresh))
 
 
-def _item(row: Any, position: int, config: PromptConfig, what: str) -> Item:
+def _item(row: Any, position: int, config: PromptConfig, what: str, blank: bool) -> Item:
     if not isinstance(row, Mapping):
         raise DataError(f"PromptTrainer: {what}: row {position} is no row with columns; got {row!r:.80}")
-    prompt, output = _parts(row, position, what)
+    prompt, output = _parts(row, position, what, blank)
     where = f"PromptTrainer: {what}: row {row.get('row_id', position)!r}"
     if config.answer_column is not None:
         if config.answer_column not in row:
@@ -115,7 +115,7 @@ def _item(row: Any, position: int, config: PromptConfig, what: str) -> Item:
     )
 
 
-def _parts(row: Mapping[str, Any], position: int, what: str) -> tuple[Any, Any]:
+def _parts(row: Mapping[str, Any], position: int, what: str, blank: bool) -> tuple[Any, Any]:
     """The prompt, and the wanted answer where there is one."""
     answer = next((row[name] for name in ANSWER_COLUMNS if row.get(name) is not None), None)
     prompt = row.get("prompt")
@@ -127,7 +127,7 @@ def _parts(row: Mapping[str, Any], position: int, what: str) -> tuple[Any, Any]:
         chosen, rejected = row["chosen"], row["rejected"]
         same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
         prompt, answer = chosen[:same], chosen[same:]
-    if not (isinstance(prompt, str) and prompt.strip()) and not is_messages(prompt):
+    if not (isinstance(prompt, str) and (blank or prompt.strip())) and not is_messages(prompt):
         raise DataError(
             f"PromptTrainer: {what}: row {row.get('row_id', position)!r} has no prompt (text or messages; got {prompt!r:.80}); its "
             f"columns are {', '.join(row)}"

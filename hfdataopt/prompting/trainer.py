@@ -36,7 +36,8 @@ class PromptTrainer:
         args: budgets and everything else.
         reward_funcs: what ``GRPOTrainer(reward_funcs=...)`` takes; or
         judge: who compares two answers (:mod:`hfdataopt.prompting.judges`), or a judge written for older TRL.
-        train_dataset: rows with ``prompt`` (text or messages), or of another of TRL's formats.
+        train_dataset: rows with ``prompt`` (text or messages), or of another of TRL's formats. For images a prompt may be empty:
+            the instruction is then all of the text.
         eval_dataset: fresh rows for the leaders; by default rows of ``train_dataset`` that nothing else was done with.
         processing_class: tokenizer of a ``PreTrainedModel``.
         callbacks: ``transformers.TrainerCallback`` objects; they get ``trial`` or ``votes`` and ``best_prompt`` as keywords.
@@ -85,10 +86,10 @@ class PromptTrainer:
 
             self.judge = RewardJudge(self._rewards) if judge is None else as_judge(judge)
         needs = self.optimizer.needs
-        train = read_items(train_dataset, config, "train_dataset")
-        fresh = None if eval_dataset is None else read_items(eval_dataset, config, "eval_dataset")
-        self.split: Split = split_items(train, fresh, config, "examples" in needs)
         self.images = callable(getattr(model, "draw", None)) and not callable(getattr(model, "generate", None))
+        train = read_items(train_dataset, config, "train_dataset", blank=self.images)
+        fresh = None if eval_dataset is None else read_items(eval_dataset, config, "eval_dataset", blank=self.images)
+        self.split: Split = split_items(train, fresh, config, "examples" in needs)
         self.model = model if self.images else _generator(model, processing_class, config, "model")
         self._proposer = self._make_proposer(model, proposer, processing_class) if "proposer" in needs else None
         self._encoder = encoder if encoder is not None else config.encoder
