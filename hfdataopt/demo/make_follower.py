@@ -499,7 +499,7 @@ def train(
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     model.train()
-    totals, tokens, start = torch.zeros(2), 0, time.perf_counter()
+    totals, tokens, start = torch.zeros(2), 0, time.process_time()
     for step in range(1, steps + 1):
         batch = next(batches)
         kept = batch.targets != -100
@@ -518,11 +518,11 @@ def train(
         answers = weights == 2.0
         totals += torch.stack([losses[answers].mean(), losses[~answers].mean()]).detach()
         if step % log_every == 0:
-            spent = time.perf_counter() - start
+            spent = time.process_time() - start
             answers_loss, texts_loss = (totals / log_every).tolist()
             print(
                 f"step {step}/{steps}  loss of answers {answers_loss:.3f}, of instructions {texts_loss:.3f}  "
-                f"{tokens / 1e6:.1f}M tokens  {spent:.0f} s",
+                f"{tokens / 1e6:.1f}M tokens  {spent:.0f} s of CPU",
                 flush=True,
             )
             totals = torch.zeros(2)
