@@ -354,9 +354,15 @@ def test_a_pair_tells_nothing_but_what_is_to_be_judged(begin):
 # -- leases, with a clock of our own
 
 
+def opened(desk: Desk) -> Desk:
+    """As after the loop's first ``collect``, which would wait."""
+    desk._collecting = True
+    return desk
+
+
 def test_the_pair_of_a_person_who_has_gone_is_given_to_another():
     now = [0.0]
-    desk = Desk("secret", 10.0, clock=lambda: now[0])
+    desk = opened(Desk("secret", 10.0, clock=lambda: now[0]))
     desk.submit([question(0), question(1, "other")], {})
     first = desk.look("ann-1")["pair"]["key"]
     second = desk.look("bob-2")["pair"]["key"]
@@ -374,13 +380,16 @@ def test_the_pair_of_a_person_who_has_gone_is_given_to_another():
 
 
 def test_a_restarted_desk_knows_the_words_of_before_and_keys_of_pages_still_open():
-    before = Desk("secret", 10.0)
+    before = opened(Desk("secret", 10.0))
     before.submit([question(0), question(1)], {})
     key = before.look("ann-1")["pair"]["key"]
     after = Desk("secret", 10.0)
     assert after.vote("ann-1", key, "left", 0) == "later"  # the loop has not come to it yet: ask again
     after.submit([question(0), question(1)], {})
+    assert after.look("ann-1")["pair"] is None
+    assert after.vote("ann-1", key, "left", 0) == "later"  # it is being told what was kept: this word is among it
     after.kept(Decision("q0", Comparison(0, "preferred"), "ann-1"))
+    opened(after)
     assert after.vote("ann-1", key, "left", 0) == "counted"  # it was on disk, only the answer was lost
     assert after.vote("ann-1", key, "right", 0) == "already"
     view = after.look("ann-1")
@@ -388,13 +397,13 @@ def test_a_restarted_desk_knows_the_words_of_before_and_keys_of_pages_still_open
     assert view["pair"]["key"] != key
     assert after.undo("ann-1", key, 0) == "later"
     assert after.collect({}) == [Decision("q0", Comparison(0, "preferred"), "ann-1", undo=True)]
-    other = Desk("another secret", 10.0)
+    other = opened(Desk("another secret", 10.0))
     other.submit([question(0)], {})
     assert other.look("ann-1")["pair"]["key"] != key
 
 
 def test_other_content_under_the_same_question_is_another_pair():
-    desk, changed = Desk("secret", 10.0), Desk("secret", 10.0)
+    desk, changed = opened(Desk("secret", 10.0)), opened(Desk("secret", 10.0))
     desk.submit([question(0)], {})
     changed.submit([question(0, "something else")], {})
     assert desk.look("a-1")["pair"]["key"] != changed.look("a-1")["pair"]["key"]

@@ -51,7 +51,8 @@ class Pair:
 class Desk:
     """Lays one pair before each person and hands their words to the loop. Every method may be called from any thread.
 
-    A person is named ``NAME-ID``; the id alone tells people apart.
+    A person is named ``NAME-ID``; the id alone tells people apart. Until the first :meth:`collect` nobody is shown a pair or heard:
+    the loop may still be telling which words were kept by an earlier run.
 
     Args:
         secret: enters the keys, so that no page can guess a pair that it was not shown.
@@ -140,7 +141,8 @@ class Desk:
             if self.over:
                 self._told.add(who)
                 self._changed.notify_all()
-            pair = None if self.over or self._finished else self._mine(who, now)
+            shut = self.over or self._finished or not self._collecting
+            pair = None if shut else self._mine(who, now)
             if pair:
                 pair.holder, pair.until = who, now + self.lease
             undo = next((key for key in reversed(self._by.get(who, ())) if not self._pairs[key].taking_back), None)
@@ -167,8 +169,10 @@ class Desk:
         """
         with self._changed:
             pair = self._pairs.get(key)
-            if pair is None:  # after a restart the loop may not have come to it yet
-                return "unknown" if self._collecting else "later"
+            if not self._collecting:
+                return "later"
+            if pair is None:
+                return "unknown"
             if pair.given is None and not self.over and not self._finished:
                 pair.given = Decision(pair.question.id, WORDS[word], person)
                 self._given.append(pair.given)
@@ -185,8 +189,10 @@ class Desk:
         """Take back this person's last word, which was on the pair ``key``; asking twice takes back one."""
         with self._changed:
             pair = self._pairs.get(key)
+            if not self._collecting:
+                return "later"
             if pair is None or pair.given is None or not pair.kept or self.over or _id(pair.given.by) != _id(person):
-                return "unknown" if self._collecting else "later"
+                return "unknown"
             if not pair.taking_back:
                 pair.taking_back = True
                 self._given.append(pair.given._replace(by=person, undo=True))
