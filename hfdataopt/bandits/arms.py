@@ -107,7 +107,8 @@ def _root(matrix: Tensor) -> Tensor:
     """``[N, m]`` with ``root root^T`` the matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     kept = values > 1e-9 * values[-1]
-    return vectors[:, kept] * values[kept].sqrt()
+    kept[-1] = True  # of a matrix of zeros
+    return vectors[:, kept] * values[kept].clamp_min(0.0).sqrt()
 
 
 def laplace(design: Tensor, outcomes: Tensor, amplitude: float, start: Tensor) -> tuple[float, Tensor, Tensor]:

@@ -30,7 +30,8 @@ class DuelingOptimizer(PreferenceOptimizer):
         demonstrations: examples that an instruction is induced from; 0 = rephrasings of ``task.start`` only.
         rephrase: share of rephrasings in the pool.
         initial: random pairs to begin with.
-        repeats: how often a pair is asked at most; None = no limit. One that was skipped never comes again.
+        repeats: whether a pair comes again, on another item: ``no``, ``later`` (when all pairs were asked as often), or ``free``.
+            One that was skipped never does.
     """
 
     pool: list[str] | None = None
@@ -38,7 +39,7 @@ class DuelingOptimizer(PreferenceOptimizer):
     demonstrations: int = 5
     rephrase: float = 0.0
     initial: int = 5
-    repeats: int | None = 1
+    repeats: Literal["no", "later", "free"] = "later"
     candidates: list[Candidate] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,7 +48,6 @@ class DuelingOptimizer(PreferenceOptimizer):
         check_range(self, "demonstrations", at_least=0)
         check_range(self, "rephrase", at_least=0, at_most=1)
         check_range(self, "initial", at_least=1)
-        check_range(self, "repeats", at_least=1)
         if self.pool is not None and len(dict.fromkeys(self.pool)) < 2:
             raise OptionError(f"{self.name}: pool={self.pool!r} must hold at least two different instructions")
 
@@ -64,33 +64,43 @@ class DuelingOptimizer(PreferenceOptimizer):
         self._ranked: list[float] | None = None
 
     def ask(self, n: int, pending: Sequence[Duel] = (), services: Services | None = None) -> Sequence[Duel]:  # type: ignore[override]
-        """Up to ``n`` pairs that are open; none = all were asked as often as they may be."""
+        """Up to ``n`` pairs; none = no pair may be asked any more."""
         self.prepare(services)
         waiting = [pair for duel in pending if (pair := self._pair(duel)) is not None]
         counts = Counter(_sorted(pair) for pair in waiting)
-        closed, limit = set(counts), math.inf if self.repeats is None else self.repeats
+        never = set(counts)
         for vote in self.votes:
-            pair = self._pair(vote.duel)
-            if pair is not None:
+            if (pair := self._pair(vote.duel)) is not None:
                 counts[_sorted(pair)] += 1
-                if vote.comparison.outcome == "skip" or counts[_sorted(pair)] >= limit:
-                    closed.add(_sorted(pair))
+                if vote.comparison.outcome == "skip":
+                    never.add(_sorted(pair))
         chosen: list[Pair] = []
         while len(chosen) < n:
-            group = self.group([*counts.elements()], closed)
+            closed = self._closed(counts, never)
+            group = self.group(counts, closed)
             if not group:
                 break
-            asked = len(self.votes) + len(pending) + len(chosen)
-            known = any(vote.comparison.target is not None and self._pair(vote.duel) for vote in self.votes)
-            if asked < self.initial or not known:
-                pairs = [self.draw(group, closed, asked)]
+            number = len(self.votes) + len(pending) + len(chosen)
+            if number < self.initial or not self.trained()[0]:
+                pairs = [self.draw(group, closed, number)]
             else:
-                pairs = self.choose(n - len(chosen), group, closed, waiting + chosen, asked)
+                pairs = self.choose(n - len(chosen), group, closed, waiting + chosen, number)
             for pair in pairs:
                 chosen.append(pair)
-                closed.add(_sorted(pair))
+                never.add(_sorted(pair))
                 counts[_sorted(pair)] += 1
         return [Duel(self.candidates[i], self.candidates[j], self.candidates[i].item) for i, j in chosen]
+
+    def _closed(self, counts: Counter[Pair], never: set[Pair]) -> set[Pair]:
+        """Pairs that must not come now."""
+        if self.repeats == "free":
+            return set(never)
+        places = math.comb(len(self.candidates), 2)
+        for often in itertools.count(1):
+            closed = never | {pair for pair, count in counts.items() if count >= often}
+            if self.repeats == "no" or len(closed) < places or len(never) == places:
+                return closed
+        raise AssertionError
 
     def tell(self, votes: Sequence[Vote]) -> None:  # type: ignore[override]
         super().tell(votes)
@@ -127,8 +137,12 @@ class DuelingOptimizer(PreferenceOptimizer):
             self._place.setdefault(arm.key, len(self.candidates))
             self.candidates.append(arm)
 
-    def group(self, asked: list[Pair], closed: set[Pair]) -> list[int]:
-        """Arms of which the next pair is made; none = no pair is open."""
+    def group(self, counts: Counter[Pair], closed: set[Pair]) -> list[int]:
+        """Arms of which the next pair is made; none = no pair is open.
+
+        Args:
+            counts: how often pairs were asked.
+        """
         everything = range(len(self.candidates))
         return list(everything) if open_pairs(everything, closed) else []
 
@@ -234,7 +248,7 @@ class FeaturedDuels(DuelingOptimizer):
                 if path in self._images:
                     drawn[place].append(self._images[path])
         means = [np.mean(vectors, axis=0) if vectors else None for vectors in drawn]
-        average = np.mean([mean for mean in means if mean is not None], axis=0)
+        average = np.mean([mean for mean in means if mean is not None] or [np.zeros(1)], axis=0)
         return np.stack([average if mean is None else mean for mean in means])
 
     def posterior(self) -> Any:

@@ -23,7 +23,7 @@ class Apohf(FeaturedDuels):
     Args:
         arms: ``prompts``, or ``responses``: answers of the scored model, of which the best of each item is sought
             (:attr:`best_per_item`). The items take turns and share one surrogate; all votes train it and count in its
-            variance. ``pool`` and what belongs to it has no use then.
+            variance. A pair comes once. ``pool`` and what belongs to it has no use then.
         samples: answers per item.
         surrogate: ``arms`` (ridge Bradley-Terry on the features and an effect of each arm), ``linear`` (ridge Bradley-Terry
             on the features), ``rbf``, or ``mlp`` (the published network, with an initialisation and a ridge that work).
@@ -48,7 +48,7 @@ class Apohf(FeaturedDuels):
 
     def __post_init__(self) -> None:
         if self.preset is not None:
-            apply_preset(self, self.preset, {"surrogate": "mlp", "best_among": "asked", "repeats": None})
+            apply_preset(self, self.preset, {"surrogate": "mlp", "best_among": "asked", "repeats": "free"})
         super().__post_init__()
         check_range(self, "samples", at_least=2)
         check_range(self, "nu", at_least=0)
@@ -81,12 +81,14 @@ class Apohf(FeaturedDuels):
             return arm.instruction
         return f"{transcript(self.task.item(arm.item).prompt)}\n\n{arm.completion}"
 
-    def group(self, asked: list[Pair], closed: set[Pair]) -> list[int]:
+    def group(self, counts: Counter[Pair], closed: set[Pair]) -> list[int]:
         """Of responses those of the item that was asked about least."""
         if self.arms == "prompts":
-            return super().group(asked, closed)
-        counts = Counter(self.candidates[first].item for first, _ in asked)
-        for item in sorted(self._groups, key=lambda item: counts[item]):
+            return super().group(counts, closed)
+        asked: Counter[RowId | None] = Counter()
+        for (first, _), count in counts.items():
+            asked[self.candidates[first].item] += count
+        for item in sorted(self._groups, key=lambda item: asked[item]):
             if open_pairs(self._groups[item], closed):
                 return self._groups[item]
         return []

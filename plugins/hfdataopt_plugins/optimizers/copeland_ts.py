@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -21,13 +21,12 @@ class CopelandThompson(DuelingOptimizer):
 
     Args:
         alpha: width of the confidence bounds, ``sqrt(alpha ln t / n)``.
-        repeats: how often a pair is asked at most; the method needs them without a limit.
     """
 
     name: ClassVar[str] = "copeland-ts"
 
     initial: int = 1
-    repeats: int | None = None
+    repeats: Literal["no", "later", "free"] = "free"
     alpha: float = 1.2
 
     def __post_init__(self) -> None:
