@@ -4,10 +4,12 @@ from hfdataopt.bandits.acquisition import (
     double_thompson,
     dueling_ucb,
     expected_improvement,
+    improvement,
     neural_ucb,
     thompson,
     upper_bound,
 )
+from hfdataopt.bandits.coupled import CoupledSurrogate, MaternSurrogate
 from hfdataopt.bandits.gradients import LayerGradients, layer_gradients
 from hfdataopt.bandits.posterior import DiagonalPosterior, Posterior, neural_variance
 from hfdataopt.bandits.surrogates import (
@@ -20,11 +22,13 @@ from hfdataopt.bandits.surrogates import (
 )
 
 __all__ = [
+    "CoupledSurrogate",
     "DiagonalPosterior",
     "EnsembleSurrogate",
     "LayerGradients",
     "LinearSurrogate",
     "MLPSurrogate",
+    "MaternSurrogate",
     "NeuralTangentSurrogate",
     "Posterior",
     "RBFSurrogate",
@@ -32,6 +36,7 @@ __all__ = [
     "double_thompson",
     "dueling_ucb",
     "expected_improvement",
+    "improvement",
     "layer_gradients",
     "neural_ucb",
     "neural_variance",

@@ -25,6 +25,14 @@ def upper_bound(mean: Tensor, variance: Tensor, nu: float, papers: bool = False)
     return mean + ((nu * variance).sqrt() if papers else nu * variance.sqrt())
 
 
+def improvement(mean: Tensor, variance: Tensor, best: float) -> Tensor:
+    """Expected improvement over ``best`` of normal scores."""
+    deviation = variance.clamp_min(1e-24).sqrt()
+    z = (mean - best) / deviation
+    density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    return deviation * (z * torch.special.ndtr(z) + density)
+
+
 def neural_ucb(
     posterior: AnyPosterior,
     n: int = 1,
@@ -50,13 +58,7 @@ def expected_improvement(
 ) -> list[int]:
     """Rows of the largest expected improvement over ``best`` (Jones et al., 1998)."""
 
-    def score() -> Tensor:
-        deviation = posterior.variance().sqrt().clamp_min(1e-12)
-        z = (posterior.mean - best) / deviation
-        density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-        return deviation * (z * torch.special.ndtr(z) + density)
-
-    return _greedy(posterior, n, score, available, pending)
+    return _greedy(posterior, n, lambda: improvement(posterior.mean, posterior.variance(), best), available, pending)
 
 
 def thompson(

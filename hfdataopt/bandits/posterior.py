@@ -79,6 +79,10 @@ class Posterior:
             variance[reference] = 0.0
         return self._scale * variance.clamp_min(0.0)
 
+    def prior_variance(self) -> Tensor:
+        """Variance ``[N]`` of every row's score before any observation."""
+        return self._scale * self._prior
+
     def add(self, row: int, against: int | None = None) -> None:
         """Count an observation of ``row`` (or of its difference to ``against``) whose outcome is not known yet."""
         cross, whitened = self._gram_with(row), self._whitened[:, row]

@@ -219,7 +219,9 @@ class _Kernel(Surrogate):
         return self._kernel(x).gram(self._kernel(self._x)) @ self._weights
 
     def posterior(self, pool: Any) -> Posterior:
-        x = self._inputs(pool)
+        return self._posterior(self._inputs(pool))
+
+    def _posterior(self, x: Tensor) -> Posterior:
         points, observed = self._kernel(x), self._kernel(self._x)
         mean = points.gram(observed).double() @ self._weights
         location, spread = self._target
@@ -348,6 +350,12 @@ class MLPSurrogate(Surrogate):
             optimizer.step()
         network.zero_grad()
         self.network = network
+
+    def gradients(self, points: Any) -> LayerGradients:
+        """Gradients of the network's scores at ``points [N, d]``."""
+        if self.network is None:
+            raise DataError("MLPSurrogate: fit it before taking gradients")
+        return layer_gradients(self.network, self._inputs(points))
 
     @property
     def _observations(self) -> int:

@@ -99,6 +99,11 @@ class Services(Protocol):
         """Size of the white-box model's token embeddings."""
         ...
 
+    @property
+    def soft_prompt_scale(self) -> float:
+        """Root mean square of the entries of the white-box model's token embeddings."""
+        ...
+
     def decode(self, soft_prompts: np.ndarray, messages: Messages) -> list[str]:
         """What the white-box model continues ``messages`` with (greedy), with each of ``soft_prompts [n, tokens, width]`` in front."""
         ...

@@ -36,6 +36,15 @@ class WhiteBox:
         )
         self._tokenizer = self._local._tokenizer
 
+    def describe(self) -> dict[str, Any]:
+        """A JSON object of everything that changes the output, apart from the weights."""
+        return {**self._local.describe(), "kind": "white_box"}
+
+    @property
+    def model(self) -> Any:
+        """The model itself."""
+        return self._local.model
+
     @property
     def width(self) -> int:
         """Size of the token embeddings."""
