@@ -140,14 +140,37 @@ class RoundsOptimizer(PromptOptimizer):
         return [trial for trial in trials if not self.cost(trial.candidate, items)]
 
     def halve(self, candidates: Sequence[Candidate], rungs: Sequence[tuple[int, int]]) -> Scored:
-        """Successive halving: per rung ``(candidates, items)`` the best of the rung before on more items; best first."""
-        trials: list[Trial] = []
+        """Successive halving: per rung ``(candidates, items)`` the best of the rung before on more items.
+
+        Those that can no longer overtake the leader drop out before. Returns what is known of each candidate, the last to
+        drop out first.
+        """
+        contenders, dropped = list(candidates), list[Candidate]()
         for count, items in rungs:
-            found = yield from self.score(list(candidates)[:count], items)
-            if found:
-                trials = ranked(found)
-                candidates = [trial.candidate for trial in trials]
-        return trials
+            dropped = [*contenders[count:], *dropped]
+            found = ranked((yield from self.score(contenders[:count], items)))
+            if not found:
+                break
+            scored = [trial.candidate for trial in found]
+            dropped = [*(one for one in contenders[:count] if one not in scored), *dropped]
+            hopeless = self.hopeless(scored)
+            dropped = [*(one for one in scored if one.key in hopeless), *dropped]
+            contenders = [one for one in scored if one.key not in hopeless]
+        return [trial for trial in map(self.known, [*contenders, *dropped]) if trial.items]
+
+    def hopeless(self, candidates: Sequence[Candidate]) -> set[str]:
+        """Keys of those that would not overtake the leader if all their other items had the highest reward seen so far."""
+        rewards = np.concatenate([trial.rewards for trial in self.trials])
+        if np.isnan(rewards).all():
+            return set()
+        low, high = np.nanmin(rewards), np.nanmax(rewards)
+        items, total = len(self.task.items), {}
+        for one in candidates:
+            trial = self.known(one)
+            total[one.key] = np.nansum(trial.rewards), items - len(trial.items)
+        leader = max(total, key=lambda key: total[key][0] + low * total[key][1])
+        least = total[leader][0] + low * total[leader][1]
+        return {key for key, (known, left) in total.items() if key != leader and known + high * left <= least + 1e-12}
 
     def answers(self, messages: Sequence[Messages]) -> list[str]:
         """An answer of the proposer to each; fewer where its budget ends."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from hfdataopt.hookspecs import hookimpl
@@ -75,7 +76,7 @@ class Opro(RoundsOptimizer):
         step = 0
         while tried and self.left - end >= width and (self.task.calls is not None or step < UNLIMITED):
             count = min(self.batch, int(min(self.left - end, self.batch * width)) // width)
-            new = self.collect(count, lambda attempt, step=step: self.better(tried, step, attempt))  # type: ignore[misc]
+            new = self.collect(count, partial(self.better, tried, step))
             if not new:
                 break
             tried += [trial.candidate for trial in (yield from self.score(new, width))]

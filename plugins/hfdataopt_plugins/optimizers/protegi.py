@@ -33,7 +33,7 @@ class ProTeGi(RoundsOptimizer):
         rephrasings: of each rewritten instruction.
         selection: ``ucb`` gives the next few items to the instruction of the largest upper confidence bound; ``halving``
             gives the better half twice the items.
-        block: items at a time.
+        block: items at a time, and those of the first halving; None = a quarter of them, at least 2.
         confidence: factor of the bound, mean + confidence sqrt(ln t / items seen).
         demonstrations: examples that an instruction is induced from.
     """
@@ -46,8 +46,8 @@ class ProTeGi(RoundsOptimizer):
     errors: int = 4
     rewrites: int = 1
     rephrasings: int = 0
-    selection: Literal["ucb", "halving"] = "ucb"
-    block: int = 2
+    selection: Literal["ucb", "halving"] = "halving"
+    block: int | None = None
     confidence: float = 1.0
     demonstrations: int = 5
 
@@ -62,16 +62,21 @@ class ProTeGi(RoundsOptimizer):
     def needs(self) -> tuple[Role, ...]:
         return ("proposer", "examples") if self.demonstrations else ("proposer",)
 
+    @property
+    def block_size(self) -> int:
+        items = len(self.task.items)
+        return min(items, self.block or max(2, -(-items // 4)))
+
     def least_calls(self) -> int:
-        return len(self.task.items) + min(self.block, len(self.task.items))
+        return len(self.task.items) + self.block_size
 
     def plan_in_words(self) -> str:
-        return f"one instruction on all {len(self.task.items)} items and a rewritten one on {self.block}"
+        return f"one instruction on all {len(self.task.items)} items and a rewritten one on {self.block_size}"
 
     def search(self) -> Rounds:
         beam = yield from self.select(self.pool(max(2, self.pool_size), self.demonstrations))
         rounds = 0
-        while beam and self.left >= min(self.block, len(self.task.items)):
+        while beam and self.left >= self.block_size:
             new = self.expand(beam, rounds)
             if not new or (self.task.calls is None and rounds >= UNLIMITED):
                 break
@@ -98,16 +103,14 @@ class ProTeGi(RoundsOptimizer):
 
     def select(self, candidates: list[Candidate]) -> Selection:
         """The next beam, best first; the best of it is tried on all items."""
-        pull = self.halving if self.selection == "halving" else self.ucb
-        trials = ranked((yield from pull(candidates)))
+        if self.selection == "halving":
+            rungs = rungs_of(len(candidates), len(self.task.items), self.block_size, 2)
+            trials = yield from self.halve(candidates, rungs)
+        else:
+            trials = ranked((yield from self.ucb(candidates)))
         beam = [trial.candidate for trial in trials[: self.beam]]
         yield from self.score(beam[:1], len(self.task.items))
         return beam
-
-    def halving(self, candidates: list[Candidate]) -> Scored:
-        """Successive halving from ``block`` items on, down to the size of the beam."""
-        rungs = rungs_of(len(candidates), len(self.task.items), self.block, 2)
-        return (yield from self.halve(candidates, [(max(count, self.beam), items) for count, items in rungs]))
 
     def ucb(self, candidates: list[Candidate]) -> Scored:
         """Blocks of items, each to the largest bound; half of what it would take to try all candidates on all items."""
@@ -121,7 +124,7 @@ class ProTeGi(RoundsOptimizer):
             open_.sort(key=lambda trial: -self.bound(trial, total))
             before = self.paid
             for trial in open_[:1]:
-                seen = min(items, len(trial.items) + self.block)
+                seen = min(items, len(trial.items) + self.block_size)
                 yield from self.score([trial.candidate], seen)
             if self.paid == before:
                 break

@@ -92,19 +92,13 @@ class Racing(RoundsOptimizer):
     def standing(self, trials: list[Trial]) -> list[Trial]:
         """Trials of candidates that are still in the race, best first; all are of the same items."""
         best, *others = ranked(trials)
-        return [best, *(trial for trial in others if not self.drops_out(trial, best))]
+        hopeless = self.hopeless([trial.candidate for trial in trials])
+        return [best, *(one for one in others if one.candidate.key not in hopeless and not self.is_worse(one, best))]
 
-    def drops_out(self, trial: Trial, best: Trial) -> bool:
-        """Whether the test says that it is worse than the best, or whether it can no longer overtake it."""
+    def is_worse(self, trial: Trial, best: Trial) -> bool:
+        """What the paired test says."""
         differences = trial.rewards - best.rewards
-        if TESTS[self.test](differences[~np.isnan(differences)]) < self.alpha:
-            return True
-        seen = np.concatenate([one.rewards for one in self.trials])
-        low, high = np.nanmin(seen), np.nanmax(seen)
-        known, items = self.known(best.candidate), len(self.task.items)
-        at_least = np.nansum(known.rewards) + low * (items - len(known.items))
-        at_most = np.nansum(trial.rewards) + high * (items - len(trial.items))
-        return bool(at_most <= at_least)
+        return TESTS[self.test](differences[~np.isnan(differences)]) < self.alpha
 
 
 @hookimpl
