@@ -125,11 +125,15 @@ def _search(arguments: OptimizeArguments, config: Any, optimizer: Any) -> int:
         model=arguments.model,
         args=config,
         reward_funcs=arguments.reward_funcs,
-        judge=None if arguments.judge is None else _judge(arguments),
+        judge=None if arguments.judge is None else _judge(arguments, Path(config.output_dir)),
         train_dataset=dataset,
         eval_dataset=fresh,
     )
-    result = trainer.train()
+    try:
+        result = trainer.train()
+    finally:
+        if arguments.judge == "human":
+            trainer.judge.close()  # type: ignore[union-attr]
     print(result)
     print(f"\n{trainer.best_prompt}\n")
     print(
@@ -151,13 +155,16 @@ def _rows(spec: str, prompt_column: str | None) -> Any:
     return dataset.rename_column(prompt_column, "prompt")
 
 
-def _judge(arguments: OptimizeArguments) -> Any:
+def _judge(arguments: OptimizeArguments, folder: Path) -> Any:
     from hfdataopt.prompting.judges import ModelJudge, TerminalJudge
 
     if arguments.judge == "human":
         from hfdataopt.prompting.page import WebJudge
 
-        return WebJudge(port=arguments.port, criterion=arguments.criterion)
+        folder.mkdir(parents=True, exist_ok=True)
+        return WebJudge(
+            port=arguments.port, criterion=arguments.criterion, address_file=folder / "page.json"
+        )  # the same link after a restart
     if arguments.judge == "terminal":
         return TerminalJudge()
     return ModelJudge(arguments.judge, arguments.criterion)
