@@ -10,7 +10,7 @@ from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.prompting.budget import Budget, BudgetSpent
 from hfdataopt.prompting.candidate import Candidate
 from hfdataopt.prompting.config import PromptConfig
-from hfdataopt.prompting.items import Split, content_of, read_items, split_items
+from hfdataopt.prompting.items import Split, columns_of, content_of, read_items, split_items
 from hfdataopt.prompting.judges import Judge, as_judge
 from hfdataopt.prompting.ledger import Ledger
 from hfdataopt.prompting.optimizer import PreferenceOptimizer, PromptOptimizer, Task, check_optimizer
@@ -22,6 +22,7 @@ from hfdataopt.prompting.search import Search
 from hfdataopt.prompting.services import HostServices, Requests, changed, describe_encoder
 from hfdataopt.prompting.tracking import check_trackers, open_trackers
 from hfdataopt.prompting.votes_loop import VotesLoop
+from hfdataopt.rewards.functions import RewardFunctions
 
 WHO = "PromptTrainer"
 
@@ -100,6 +101,7 @@ class PromptTrainer:
                     f"{WHO}: optimizer {self.optimizer.name!r} needs {role}=: an id in PromptConfig, or an object here"
                 )
         self._check_prompts()
+        self._check_rewards()
         self._check_limits()
         self.result: PromptResult | None = None
 
@@ -306,8 +308,6 @@ class PromptTrainer:
     def _reward_functions(self, reward_funcs: Any, processing_classes: Any) -> Any:
         weights = self.args.reward_weights
         if reward_funcs is not None:
-            from hfdataopt.rewards.functions import RewardFunctions
-
             return RewardFunctions(
                 reward_funcs, reward_weights=weights, reward_processing_classes=processing_classes, who=WHO
             )
@@ -324,6 +324,15 @@ class PromptTrainer:
             for text in ("", *self.args.start):
                 put = ApplyPrompt(text)
                 check([put.render(item.prompt) for item in everyone], [item.id for item in everyone])
+
+    def _check_rewards(self) -> None:
+        """Reward functions that cannot be called with the columns are an error now."""
+        rewards = getattr(self.judge, "rewards", self._rewards)
+        if isinstance(rewards, RewardFunctions):
+            from hfdataopt.generation import CallableGenerator, EndpointGenerator
+
+            texts = self.judge is not None or isinstance(self.model, CallableGenerator | EndpointGenerator)
+            rewards.check_columns(columns_of(self.split.items), completion_ids=not texts)
 
     def _check_limits(self) -> None:
         """Limits of tokens or money need generators that say how long their answers can be."""

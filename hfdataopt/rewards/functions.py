@@ -9,7 +9,7 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,16 @@ class RewardFunctions:
         for function in self._functions:
             if isinstance(function, RewardModel):
                 function.load()
+
+    def check_columns(self, columns: Iterable[str], completion_ids: bool) -> None:
+        """Raise :class:`DataError` now where a call with these columns, and with tokens or without, would fail on its keywords.
+
+        Reward models are not loaded for it.
+        """
+        keywords = self._keywords([], [], [] if completion_ids else None, {name: [] for name in columns}, [])
+        for i, function in enumerate(self._functions):
+            if not isinstance(function, RewardModel):
+                self._check_signature(i, keywords | dict.fromkeys(_RESERVED[2:]))
 
     def __call__(
         self,
