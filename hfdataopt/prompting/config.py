@@ -15,7 +15,7 @@ class PromptConfig:
         default=None, metadata={"help": "Ledger, prompts and result go here; without it a killed search is lost."}
     )
     seed: int = field(default=0, metadata={"help": "Of every draw; the same seed gives the same search, call by call."})
-    report_to: str | list[str] = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - TrlParser takes the second of the union
         default="none", metadata={"help": "Trackers: none, all, wandb, trackio, tensorboard, mlflow, ..."}
     )
     project: str = field(default="hfdataopt", metadata={"help": "Project name for trackers."})

@@ -13,7 +13,7 @@ def check_trackers(config: PromptConfig) -> list[str]:
     Raises:
         OptionError: there is no such tracker. MissingDependencyError: its package is not installed.
     """
-    names = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
+    names = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to or [])
     names = list(dict.fromkeys(name for name in names if name != "none"))
     if not names:
         return []
