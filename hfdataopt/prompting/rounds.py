@@ -5,6 +5,7 @@ known already is not asked again, and nothing is asked that the budget of comple
 """
 
 import math
+import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 
 from hfdataopt.errors import OptionError
 from hfdataopt.prompting import meta_prompts
+from hfdataopt.prompting.budget import BudgetSpent
 from hfdataopt.prompting.candidate import Candidate, Query, RowId, Trial
 from hfdataopt.prompting.meta_prompts import Messages, Mistake, read_instruction
 from hfdataopt.prompting.optimizer import PromptOptimizer, Services, Task
@@ -60,6 +62,7 @@ class RoundsOptimizer(PromptOptimizer):
         super().start(task)
         self.services, self.seen, self.paid = None, {}, 0
         self._known: dict[str, dict[RowId, tuple[float, str]]] = {}
+        self._order: dict[str, Candidate] = {}
         self._queue: list[Query] = []
         self._asked: dict[str, Query] = {}
         self._search = self.search()
@@ -96,6 +99,8 @@ class RoundsOptimizer(PromptOptimizer):
             self._queue = list(round_)
         asked, self._queue = self._queue[:n], self._queue[n:]
         self._asked |= {query.candidate.key: query for query in asked}
+        for query in asked:
+            self._order.setdefault(query.candidate.key, query.candidate)
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -107,18 +112,25 @@ class RoundsOptimizer(PromptOptimizer):
                 self.paid += item not in known
                 known[item] = (float(reward), answer)
 
+    def leaders(self, n: int) -> list[Candidate]:
+        """The ``n`` best, best first. More common items go before a higher mean; ties to the one that was asked earlier."""
+        trials = [trial for trial in map(self.known, self._order.values()) if not math.isnan(trial.score)]
+        trials.sort(key=lambda trial: (-len(trial.items), -trial.score))
+        return [trial.candidate for trial in trials[:n]]
+
     # -- for the methods
 
     @property
-    def left(self) -> float:
-        """Completions that the budget still allows."""
-        return math.inf if self.task.calls is None else self.task.calls - self.paid
+    def left(self) -> int:
+        """Completions that the budget still allows; very many where it does not count them."""
+        return sys.maxsize if self.task.calls is None else self.task.calls - self.paid
 
     def known(self, candidate: Candidate, items: int | None = None) -> Trial:
         """All that was told of a candidate on the first ``items`` common items (None = on all)."""
         told = self._known.get(candidate.key, {})
         ids = tuple(item.id for item in self.task.items[:items] if item.id in told)
-        return Trial(candidate, ids, np.array([told[i][0] for i in ids], float), tuple(told[i][1] for i in ids))
+        rewards = np.array([told[id_][0] for id_ in ids], float)
+        return Trial(candidate, ids, rewards, tuple(told[id_][1] for id_ in ids))
 
     def cost(self, candidate: Candidate, items: int | Sequence[RowId]) -> int:
         """Completions it takes to know a candidate on the first ``items`` common items, or on these ids."""
@@ -197,7 +209,12 @@ class RoundsOptimizer(PromptOptimizer):
         attempt = fruitless = 0
         while len(found) < count and fruitless < FRUITLESS:
             asks = [ask(attempt + i) for i in range(min(count - len(found), FRUITLESS - fruitless))]
-            new = self.propose(asks)
+            try:
+                new = self.propose(asks)
+            except BudgetSpent:
+                if not found:
+                    raise
+                break  # those that are paid for are tried
             found += new
             attempt += len(asks)
             fruitless = 0 if new else fruitless + len(asks)
@@ -205,7 +222,9 @@ class RoundsOptimizer(PromptOptimizer):
 
     def vary(self, parents: Sequence[Candidate], count: int) -> list[Candidate]:
         """New candidates that say ``parents`` in other words, each of them equally often."""
-        return self.collect(count, lambda attempt: rephrased(parents[attempt % len(parents)])) if parents else []
+        if not parents or not count:
+            return []
+        return self.collect(count, lambda attempt: rephrased(parents[attempt % len(parents)]))
 
     def pool(self, size: int, demonstrations: int) -> list[Candidate]:
         """The user's own instructions and induced ones, ``size`` in all."""

@@ -11,6 +11,7 @@ from hfdataopt.errors import OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.prompting import meta_prompts
+from hfdataopt.prompting.budget import BudgetSpent
 from hfdataopt.prompting.candidate import Candidate, Query
 from hfdataopt.prompting.meta_prompts import read_instruction
 from hfdataopt.prompting.optimizer import Role
@@ -89,7 +90,7 @@ class Evolution(RoundsOptimizer):
 
     def search(self) -> Rounds:
         first = self.beginning()
-        size = max(1, min(len(first), int(min(self.left, 10**6) // max(2, self.first))))
+        size = max(1, min(len(first), self.left // max(2, self.first)))
         population = yield from self.select(first[:size], self.population if self.strategy == "genetic" else 1)
         step = {"genetic": self.generation, "hill-climbing": self.climb, "annealing": self.anneal}[self.strategy]
         generation = 0
@@ -122,11 +123,11 @@ class Evolution(RoundsOptimizer):
 
     def generation(self, population: list[Candidate], number: int) -> Selection:
         """Children of crossed and edited parents against the population; new ones first, so that they win a tie."""
-        return (yield from self.select([*self.breed(population, number), *population], self.population))
+        return (yield from self.select([*self.breed(population, number, self.children), *population], self.population))
 
     def climb(self, population: list[Candidate], number: int) -> Selection:
         """The best of the neighbours, unless it is worse than the place they are neighbours of."""
-        return (yield from self.select([*self.breed(population, number), population[0]], 1))
+        return (yield from self.select([*self.breed(population, number, self.children), population[0]], 1))
 
     def anneal(self, population: list[Candidate], number: int) -> Selection:
         """A neighbour, accepted where its score exceeds the present one by at least temperature times ln u (Metropolis).
@@ -139,7 +140,7 @@ class Evolution(RoundsOptimizer):
         warmth = self.temperature * max(0.0, 1 - spent)
         chance = self.rng("accept", number).random()
         wanted = self.known(present).score + warmth * math.log(max(chance, 1e-300))
-        for one in self.breed(population, number)[:1]:
+        for one in self.breed(population, number, 1):
             for seen in [*range(self.block, items, self.block), items]:
                 trials = yield from self.score([one], seen)
                 if not trials:
@@ -153,19 +154,23 @@ class Evolution(RoundsOptimizer):
 
     # -- edits
 
-    def breed(self, population: Sequence[Candidate], number: int) -> list[Candidate]:
+    def breed(self, population: Sequence[Candidate], number: int, count: int) -> list[Candidate]:
         """New candidates, each by one edit; fewer where no edit brings anything new."""
         found: list[Candidate] = []
         fruitless = 0
-        while len(found) < self.children and fruitless < FRUITLESS:
+        while len(found) < count and fruitless < FRUITLESS:
             rng = self.rng("edit", number, self.drawn)
             self.drawn += 1
-            child = self.child(population, rng)
+            try:
+                child = self.child(population, rng)
+            except BudgetSpent:
+                if not found:
+                    raise
+                break  # those that are paid for are tried
+            fruitless += 1
             if child is not None and self.is_new(child):
                 found.append(child)
                 fruitless = 0
-            elif child is None or child not in found:
-                fruitless += 1
         return found
 
     def child(self, population: Sequence[Candidate], rng: Any) -> Candidate | None:

@@ -93,7 +93,7 @@ class Exemplars(RoundsOptimizer):
         while traces and self.left and (self.task.calls is not None or rounds < UNLIMITED):
             new = self.new_sets(plain, best, traces, rounds)
             # The new ones first: equal scores on few items shall not end them.
-            size = min(len(new), max(1, int(self.left // max(1, items // 2))))
+            size = min(len(new), max(1, self.left // max(1, items // 2)))
             trials = yield from self.halve([*new[:size], best], rungs_of(size + 1, items, max(2, -(-items // 4)), 2))
             if not new or not trials:
                 break
@@ -128,9 +128,9 @@ class Exemplars(RoundsOptimizer):
         self.rng("rows").shuffle(rows)
         wanted = self.count + SPARE
         found: list[Exemplar] = []
-        spend = self.paid + self.left / 2
+        spend = self.paid + self.left // 2
         while rows and len(found) < wanted:
-            size = int(min(wanted - len(found), len(rows), max(0, spend - self.paid)))
+            size = min(wanted - len(found), len(rows), max(0, spend - self.paid))
             if not size:
                 break
             now, rows = rows[:size], rows[size:]

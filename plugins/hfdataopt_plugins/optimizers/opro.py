@@ -71,11 +71,11 @@ class Opro(RoundsOptimizer):
         width, items = self.width, len(self.task.items)
         # The end is paid before the steps are.
         end = FINALISTS * (items - width) if self.left >= 4 * width + FINALISTS * (items - width) else 0
-        first = self.pool(min(self.pool_size, max(1, int(self.left - end) // width - 1)), self.demonstrations)
+        first = self.pool(min(self.pool_size, max(1, (self.left - end) // width - 1)), self.demonstrations)
         tried = [trial.candidate for trial in (yield from self.score(first, width))]
         step = 0
         while tried and self.left - end >= width and (self.task.calls is not None or step < UNLIMITED):
-            count = min(self.batch, int(min(self.left - end, self.batch * width)) // width)
+            count = min(self.batch, (self.left - end) // width)
             new = self.collect(count, partial(self.better, tried, step))
             if not new:
                 break

@@ -80,10 +80,10 @@ class Pmpo(RoundsOptimizer):
         end = self.finalists * len(self.task.items)
         end = end if self.left >= 2 * self.price + end else len(self.task.items)
         affordable = (self.left - end) // self.price
-        self.measure(self.pool(int(min(self.pool_size, affordable)), self.demonstrations))
+        self.measure(self.pool(min(self.pool_size, affordable), self.demonstrations))
         rounds = 0
         while self.left - end >= self.price and (self.task.calls is not None or rounds < UNLIMITED):
-            count = int(min(self.batch, (self.left - end) // self.price))
+            count = min(self.batch, (self.left - end) // self.price)
             best = self.by_likelihood()[0]
             new = self.rewrites(best, rounds, -(-count // 2))
             new += self.vary([best], count - len(new))

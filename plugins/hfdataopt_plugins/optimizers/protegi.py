@@ -11,7 +11,7 @@ from hfdataopt.prompting import meta_prompts
 from hfdataopt.prompting.candidate import Candidate, Query, Trial
 from hfdataopt.prompting.meta_prompts import Mistake
 from hfdataopt.prompting.optimizer import Role
-from hfdataopt.prompting.rounds import Rounds, RoundsOptimizer, Scored, ranked, rephrased, rewritten, rungs_of
+from hfdataopt.prompting.rounds import Rounds, RoundsOptimizer, Scored, ranked, rewritten, rungs_of
 
 Selection = Generator[list[Query], None, list[Candidate]]
 UNLIMITED = 6  # rounds, where the budget does not count completions
@@ -98,7 +98,7 @@ class ProTeGi(RoundsOptimizer):
             for _ in range(self.rewrites)
         ]
         found = self.propose(asks)
-        found += self.propose([rephrased(one) for one in found for _ in range(self.rephrasings)])
+        found += self.vary(list(found), self.rephrasings * len(found))
         return found or self.vary(beam, len(beam))
 
     def select(self, candidates: list[Candidate]) -> Selection:
