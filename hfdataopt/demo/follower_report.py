@@ -33,8 +33,8 @@ def correct(
 ) -> np.ndarray:
     """Whether greedy decoding answers each of ``asked`` and then ends [n]; one pass over all of them."""
     prefix = instruction + "".join(f"\n\n{world.query(item.input)} {item.answer}" for item in exemplars)
-    size = 64 + 16 * len(exemplars) + 12 * len(asked)
     row = Row(prefix, [(world.query(item.input), item.answer) for item in asked])
+    size = len(asked) + len(tokenizer("\n".join([prefix, *chain(*row.branches)]))["input_ids"])
     batch = next(pack(tokenizer, iter([row] * 64), lines=1, length=size))
     wanted = batch.targets[batch.targets != -100]
     right = (forward(model, batch).argmax(-1) == wanted).tolist()
