@@ -9,6 +9,7 @@ from hfdataopt.bandits.acquisition import (
     thompson,
     upper_bound,
 )
+from hfdataopt.bandits.arms import ArmPosterior, ArmSurrogate
 from hfdataopt.bandits.coupled import CoupledSurrogate, MaternSurrogate
 from hfdataopt.bandits.gradients import LayerGradients, layer_gradients
 from hfdataopt.bandits.posterior import DiagonalPosterior, Posterior, neural_variance
@@ -22,6 +23,8 @@ from hfdataopt.bandits.surrogates import (
 )
 
 __all__ = [
+    "ArmPosterior",
+    "ArmSurrogate",
     "CoupledSurrogate",
     "DiagonalPosterior",
     "EnsembleSurrogate",

@@ -324,6 +324,17 @@ def test_pairs_of_responses_come_once_and_then_the_search_is_over():
     assert len({v.duel for v in optimizer.votes}) == 6
 
 
+def test_a_model_that_does_not_sample_is_said():
+    class Same(Sampler):
+        def sample(self, item, n: int) -> list[str]:
+            return ["0"] * n
+
+    optimizer = Apohf(arms="responses")
+    optimizer.start(task(items=2))
+    with pytest.raises(DataError, match="the same text"):
+        optimizer.ask(1, (), Same())
+
+
 # -- options
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from hfdataopt.errors import OptionError
+from hfdataopt.errors import DataError, OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import apply_preset, check_range
 from hfdataopt.prompting.candidate import Candidate, RowId
@@ -74,6 +74,11 @@ class Apohf(FeaturedDuels):
                 first = len(self.candidates)
                 self.add(Candidate(item=item.id, completion=answer, origin="sample") for answer in answers)
                 self._groups[item.id] = list(range(first, len(self.candidates)))
+            if all(len(group) < 2 for group in self._groups.values()):
+                raise DataError(
+                    f"apohf: all {self.samples} sampled answers to each item are the same text, so there is nothing to choose; "
+                    "the scored model must draw its answers (temperature above 0)"
+                )
         super().prepare(services)
 
     def content(self, arm: Candidate) -> str:
