@@ -51,7 +51,7 @@ class ApplyPrompt:
                 raise DataError(
                     f"apply_prompt: without a column 'prompt', {column!r} must hold messages; got {str(value)[:80]!r}"
                 )
-            single = isinstance(value, str) or _conversation(value)
+            single = value is None or isinstance(value, str) or _conversation(value)
             changed[column] = self.render(value) if single else [self.render(one) for one in value]
         return changed
 
@@ -67,14 +67,19 @@ class ApplyPrompt:
         head = list(system)
         if self.instruction:
             own = system[0] if system else {"role": "system", "content": ""}
-            text = f"{self.instruction}\n\n{own['content']}" if own["content"] else self.instruction
-            head = [{**own, "content": text}]
+            head = [{**own, "content": self._before(own["content"])}]
         turns = [
             {"role": role, "content": text}
             for one in self.exemplars
             for role, text in (("user", one.prompt), ("assistant", one.completion))
         ]
         return [*head, *turns, *rest]
+
+    def _before(self, content: Any) -> Any:
+        """The instruction and then the content of the system message that is there, text or parts."""
+        if isinstance(content, list):
+            return [{"type": "text", "text": f"{self.instruction}\n\n"}, *content]
+        return f"{self.instruction}\n\n{content}" if content else self.instruction
 
     def save(self, folder: str | Path) -> Path:
         """Write ``prompt.json`` into the folder; returns its path."""

@@ -1,5 +1,6 @@
 """``PromptConfig``: the arguments of a prompt search, for code, ``TrlParser`` (YAML and flags) and the command line."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,9 +120,7 @@ class PromptConfig:
             )
         prices: Any = self.prices or {}
         for role, price in prices.items():
-            good = (
-                isinstance(price, list | tuple) and len(price) == 2 and all(isinstance(x, int | float) for x in price)
-            )
+            good = isinstance(price, list | tuple) and len(price) == 2 and all(map(_is_price, price))
             if role not in ("model", "proposer", "judge") or not good:
                 raise OptionError(
                     f"PromptConfig: prices[{role!r}]={price!r}; the roles are model, proposer and judge, each with "
@@ -129,3 +128,7 @@ class PromptConfig:
                 )
         if self.max_cost is not None and not self.prices:
             raise OptionError("PromptConfig: max_cost needs prices")
+
+
+def _is_price(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf

@@ -71,6 +71,8 @@ class PromptTrainer:
         self.optimizer = _optimizer(optimizer, config)
         self.callbacks = [one() if isinstance(one, type) else one for one in callbacks or ()]
         check_trackers(config)
+        if config.resume_from_checkpoint and config.output_dir is None:
+            raise OptionError(f"{WHO}: resume_from_checkpoint=True needs output_dir, where the search is kept")
         if (reward_funcs is None) == (judge is None):
             got = "neither" if judge is None else "both"
             raise OptionError(f"{WHO}: give reward_funcs or a judge; got {got}")
