@@ -47,6 +47,24 @@ class MaternSurrogate(_Kernel):
         return [partial(MaternPoints, lengthscale=one) for one in lengthscales(x)]
 
 
+@dataclass(frozen=True)
+class CoupledKernel:
+    """A map to points whose inner products are the coupled kernel.
+
+    Attributes:
+        observed: points with ``k_l``.
+        factor: ``[t, t]``, ``(K_l + 1e-4 I)^-1`` times a root of ``K_s``.
+        lengthscale: of ``K_s``.
+    """
+
+    observed: MaternPoints
+    factor: Tensor
+    lengthscale: float
+
+    def __call__(self, rows: Tensor) -> KernelPoints:
+        return KernelPoints(MaternPoints(rows, self.observed.lengthscale).gram(self.observed) @ self.factor)
+
+
 @dataclass
 class CoupledSurrogate(_Kernel):
     """Gaussian process with InstructZero's instruction-coupled kernel (Chen et al., 2024).
@@ -82,14 +100,9 @@ class CoupledSurrogate(_Kernel):
             points = MaternPoints(self._rewards, lengthscale)
             values, vectors = torch.linalg.eigh(points.gram(points))
             root = vectors * values.clamp_min(0.0).sqrt()  # K_s = root root^T; equal rows make it singular
-            found.append(partial(_coupled, observed, inverse @ root))
+            found.append(CoupledKernel(observed, inverse @ root, lengthscale))
         return found
 
     def _fit(self, x: Tensor, y: Tensor) -> None:
         self._scores = y
         super()._fit(x, y)
-
-
-def _coupled(observed: MaternPoints, factor: Tensor, rows: Tensor) -> KernelPoints:
-    """Points whose inner products are the coupled kernel."""
-    return KernelPoints(MaternPoints(rows, observed.lengthscale).gram(observed) @ factor)

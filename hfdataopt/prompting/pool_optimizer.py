@@ -7,7 +7,7 @@ the budget then takes the leaders to more items. Scores of candidates that met d
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,15 @@ CHUNK = 256  # soft prompts that exist at a time
 SIZES = {"soft": 10_000, "text": 100}
 FRUITLESS = 20  # times in a row that chosen soft prompts decode to instructions that are known
 PROMOTED = 3  # candidates that share what is kept for more items
+
+
+class Observation(NamedTuple):
+    """What was told of a row: its score as if on all items, on how many it is known, and the variance of its noise."""
+
+    row: int
+    score: float
+    items: int
+    noise: float
 
 
 @dataclass
@@ -93,10 +102,21 @@ class PoolOptimizer(PromptOptimizer):
         """
         raise NotImplementedError
 
-    def merits(self, rows: Sequence[int]) -> np.ndarray:
-        """What rows that were told are believed to score ``[rows]``; by default what they did score."""
-        known = {row: score for row, score, _ in self.observed()}
-        return np.array([known[row] for row in rows])
+    def believed(self, rows: Sequence[int]) -> np.ndarray:
+        """What the surrogate says that rows score ``[rows]``."""
+        raise NotImplementedError
+
+    def merits(self, observed: Sequence[Observation]) -> np.ndarray:
+        """What observed candidates are believed to score: their own scores, drawn to the surrogate's.
+
+        Each candidate deviates from the surrogate by an effect of its own; how large these are is what is left of the deviations
+        beyond the noise of so many items (empirical Bayes).
+        """
+        scores = np.array([one.score for one in observed])
+        noise = np.array([one.noise for one in observed])
+        believed = self.believed([one.row for one in observed])
+        own = max(float(np.mean((scores - believed) ** 2 - noise)), 0.0)
+        return believed + (scores - believed) * (own + 1e-12) / (own + noise + 1e-12)
 
     def rewards_of(self, row: int) -> dict[RowId, float]:
         """By item, what was told of a row's candidate."""
@@ -117,15 +137,19 @@ class PoolOptimizer(PromptOptimizer):
     def chosen(self, rows: Sequence[int]) -> None:
         """Rows were taken in this order; some may have turned out to be known instructions."""
 
-    def observed(self) -> list[tuple[int, float, int]]:
-        """Row, comparable score and number of items of all that was told; a row per soft prompt of the same instruction."""
+    def observed(self) -> list[Observation]:
+        """All that was told, by row; a row per soft prompt of the same instruction."""
         keys = [key for key in self._rewards if self._rewards[key] and key in self._rows]
-        scores = comparable([self._rewards[key] for key in keys])
+        scores, variance = comparable([self._rewards[key] for key in keys])
         return sorted(
-            (row, float(score), len(self._rewards[key]))
+            Observation(row, float(score), len(self._rewards[key]), variance / len(self._rewards[key]))
             for key, score in zip(keys, scores, strict=True)
             for row in self._rows[key]
         )
+
+    def relative_noise(self, observed: Sequence[Observation]) -> np.ndarray:
+        """How noisy scores are beside each other ``[t]``, for a surrogate; what it cannot explain counts as one test of all items."""
+        return np.array([1 / one.items + 1 / len(self.task.items) for one in observed])
 
     # -- asking and telling
 
@@ -172,12 +196,17 @@ class PoolOptimizer(PromptOptimizer):
 
     def _ranked(self) -> list[str]:
         """Keys of what was told, best first."""
-        keys = [key for key in self._rewards if self._rewards[key] and key in self._rows]
-        merits = self.merits([self._rows[key][0] for key in keys]) if keys else np.zeros(0)
-        others = [key for key in self._rewards if self._rewards[key] and key not in self._rows]
-        score = dict(zip(keys, merits.tolist(), strict=True))
-        score |= dict(zip(others, comparable([self._rewards[key] for key in others]).tolist(), strict=True))
+        observed = {self._key(one.row): one for one in self.observed()}
+        merits = self.merits(list(observed.values())) if observed else np.zeros(0)
+        others = [key for key in self._rewards if self._rewards[key] and key not in observed]
+        score = dict(zip(observed, merits.tolist(), strict=True))
+        score |= dict(zip(others, comparable([self._rewards[key] for key in others])[0].tolist(), strict=True))
         return sorted(score, key=lambda key: -score[key])
+
+    def _key(self, row: int) -> str:
+        candidate = self._candidates[row]
+        assert candidate is not None
+        return candidate.key
 
     def _spent(self) -> int:
         return sum(self._asked.values())
@@ -350,13 +379,14 @@ class PoolOptimizer(PromptOptimizer):
             self._add_texts(list(found.values()), services)
 
 
-def comparable(rewards: Sequence[dict[RowId, float]]) -> np.ndarray:
-    """Mean rewards ``[t]`` as if all had met all items: least squares of a candidate's effect plus an item's effect.
+def comparable(rewards: Sequence[dict[RowId, float]]) -> tuple[np.ndarray, float]:
+    """Mean rewards ``[t]`` as if all had met all items, and the variance of a reward beside them.
 
-    Effects of items are shrunk as if each had met one more candidate on which it did nothing.
+    Least squares of a candidate's effect plus an item's effect, where effects of items are shrunk as if each had met one more
+    candidate on which it did nothing.
     """
     if not rewards:
-        return np.zeros(0)
+        return np.zeros(0), 0.0
     items = list(dict.fromkeys(item for one in rewards for item in one))
     table = np.array([[one.get(item, np.nan) for item in items] for one in rewards])
     known = ~np.isnan(table)
@@ -365,4 +395,6 @@ def comparable(rewards: Sequence[dict[RowId, float]]) -> np.ndarray:
     for _ in range(50):
         scores = (filled - effects * known).sum(1) / known.sum(1)
         effects = (filled - scores[:, None] * known).sum(0) / (known.sum(0) + 1)
-    return scores + effects.mean()
+    left = (filled - (scores[:, None] + effects) * known) ** 2
+    freedom = max(int(known.sum()) - len(rewards) - len(items) + 1, 1)
+    return scores + effects.mean(), float(left.sum()) / freedom

@@ -11,7 +11,7 @@ from hfdataopt.errors import OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import apply_preset, check_range
 from hfdataopt.prompting.optimizer import Services, Task
-from hfdataopt.prompting.pool_optimizer import PoolOptimizer
+from hfdataopt.prompting.pool_optimizer import Observation, PoolOptimizer
 
 SUBPOOL = 1000  # rows that the papers' rule looks at per choice
 
@@ -61,11 +61,14 @@ class Instinct(PoolOptimizer):
         posterior = self._fit().posterior(self.features)
         return neural_ucb(posterior, n, nu=self.nu, available=available, pending=pending)
 
-    def merits(self, rows: Sequence[int]) -> np.ndarray:
-        if self.preset == "papers":
-            return super().merits(rows)
+    def believed(self, rows: Sequence[int]) -> np.ndarray:
         assert self.features is not None
         return self._fit().predict(self.features[list(rows)])[0].numpy()
+
+    def merits(self, observed: Sequence[Observation]) -> np.ndarray:
+        if self.preset == "papers":
+            return np.array([one.score for one in observed])
+        return super().merits(observed)
 
     def items_of_new(self) -> int:
         return len(self.task.items) if self.preset == "papers" else super().items_of_new()
@@ -75,13 +78,12 @@ class Instinct(PoolOptimizer):
         assert self.features is not None
         observed = self.observed()
         if self._fitted is None or self._fitted[0] != observed:
-            rows, scores, items = zip(*observed, strict=True)
+            x = self.features[[one.row for one in observed]]
+            scores = np.array([one.score for one in observed])
             if self.preset == "papers" or self.surrogate == "mlp":
-                model: Any = MLPSurrogate(preset=self.preset, diagonal=self.preset == "papers")
-                model.fit(self.features[list(rows)], np.array(scores))
+                model: Any = MLPSurrogate(preset=self.preset, diagonal=self.preset == "papers").fit(x, scores)
             else:
-                model = NeuralTangentSurrogate()
-                model.fit(self.features[list(rows)], np.array(scores), noise=1 / np.array(items))
+                model = NeuralTangentSurrogate().fit(x, scores, noise=self.relative_noise(observed))
             self._fitted = observed, model
         return self._fitted[1]
 

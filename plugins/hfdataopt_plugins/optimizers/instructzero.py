@@ -45,25 +45,25 @@ class InstructZero(PoolOptimizer):
             rows = [*self.add_points(self._climb(model, self.points[rows[:1]], best)), *rows][:n]
         return rows
 
-    def merits(self, rows: Sequence[int]) -> np.ndarray:
+    def believed(self, rows: Sequence[int]) -> np.ndarray:
         assert self.features is not None
         return self._fit().predict(self.features[list(rows)])[0].numpy()
 
     def _observed_features(self) -> np.ndarray:
         assert self.features is not None
-        return self.features[[row for row, _, _ in self.observed()]]
+        return self.features[[one.row for one in self.observed()]]
 
     def _fit(self) -> CoupledSurrogate:
         observed = self.observed()
         if self._fitted is None or self._fitted[0] != observed:
             common = [item.id for item in self.task.items[: self.items_of_new()]]
-            told = [self.rewards_of(row) for row, _, _ in observed]
+            told = [self.rewards_of(one.row) for one in observed]
+            scores = np.array([one.score for one in observed])
             rewards = np.array([[one.get(item, np.nan) for item in common] for one in told])
-            _, scores, items = zip(*observed, strict=True)
             # Where a reward function had no opinion, the candidate's mean stands in.
-            rewards = np.where(np.isnan(rewards), np.array(scores)[:, None], rewards)
+            rewards = np.where(np.isnan(rewards), scores[:, None], rewards)
             model = CoupledSurrogate()
-            model.fit_rewards(self._observed_features(), np.array(scores), rewards, noise=1 / np.array(items))
+            model.fit_rewards(self._observed_features(), scores, rewards, noise=self.relative_noise(observed))
             self._fitted = observed, model
         return self._fitted[1]
 

@@ -51,7 +51,6 @@ class Zopo(PoolOptimizer):
         self._at: int | None = None  # the row where the search is
         self._moments = [np.zeros(0), np.zeros(0)]
         self._steps = self._uncertain = self._since_best = 0
-        self._best = -np.inf
         self._counted: set[int] = set()
 
     def soft_features(self, points: np.ndarray, soft_prompts: np.ndarray, services: Services) -> np.ndarray:
@@ -83,7 +82,7 @@ class Zopo(PoolOptimizer):
             chosen += new
         return chosen
 
-    def merits(self, rows: Sequence[int]) -> np.ndarray:
+    def believed(self, rows: Sequence[int]) -> np.ndarray:
         return self._fit().predict(self._places()[list(rows)])[0].numpy()
 
     def _step(self, gradient: np.ndarray, unit: float) -> np.ndarray:
@@ -99,18 +98,19 @@ class Zopo(PoolOptimizer):
 
     def _restart(self, width: int) -> None:
         """To the best row that was told, at rest."""
-        observed = self.observed()
-        self._at = max(observed, key=lambda one: (one[1], -one[0]))[0]
+        self._at = self._best_row()
         self._moments = [np.zeros(width), np.zeros(width)]
         self._steps = self._uncertain = self._since_best = 0
 
     def _note_improvement(self) -> None:
-        for row, score, _ in self.observed():
-            if row not in self._counted:
-                self._counted.add(row)
-                self._since_best += 1
-            if score > self._best:
-                self._best, self._since_best = score, 0
+        """Count candidates since the best one was told."""
+        observed = self.observed()
+        new = {one.row for one in observed} - self._counted
+        self._since_best = 0 if self._best_row() in new else self._since_best + len(new)
+        self._counted |= new
+
+    def _best_row(self) -> int:
+        return max(self.observed(), key=lambda one: (one.score, -one.row)).row
 
     def _places(self) -> np.ndarray:
         """Features ``[N, d]``, standardised over the pool."""
@@ -124,9 +124,9 @@ class Zopo(PoolOptimizer):
     def _fit(self) -> NeuralTangentSurrogate:
         observed = self.observed()
         if self._fitted is None or self._fitted[0] != (observed, len(self._candidates)):
-            rows, scores, items = zip(*observed, strict=True)
+            places = self._places()[[one.row for one in observed]]
             model = NeuralTangentSurrogate()
-            model.fit(self._places()[list(rows)], np.array(scores), noise=1 / np.array(items))
+            model.fit(places, np.array([one.score for one in observed]), noise=self.relative_noise(observed))
             self._fitted = (observed, len(self._candidates)), model
         return self._fitted[1]
 
