@@ -154,21 +154,21 @@ class RoundsOptimizer(PromptOptimizer):
     def halve(self, candidates: Sequence[Candidate], rungs: Sequence[tuple[int, int]]) -> Scored:
         """Successive halving: per rung ``(candidates, items)`` the best of the rung before on more items.
 
-        Those that can no longer overtake the leader drop out before. Returns what is known of each candidate, the last to
-        drop out first.
+        Those that are known on the items of a rung already cost nothing there and stay; those that can no longer overtake the
+        leader drop out before. Returns what is known of each candidate, the last to drop out first.
         """
         contenders, dropped = list(candidates), list[Candidate]()
         for count, items in rungs:
-            dropped = [*contenders[count:], *dropped]
-            found = ranked((yield from self.score(contenders[:count], items)))
+            runners = [one for place, one in enumerate(contenders) if place < count or not self.cost(one, items)]
+            found = [trial.candidate for trial in ranked((yield from self.score(runners, items)))]
             if not found:
                 break
-            scored = [trial.candidate for trial in found]
-            dropped = [*(one for one in contenders[:count] if one not in scored), *dropped]
-            hopeless = self.hopeless(scored)
-            dropped = [*(one for one in scored if one.key in hopeless), *dropped]
-            contenders = [one for one in scored if one.key not in hopeless]
-        return [trial for trial in map(self.known, [*contenders, *dropped]) if trial.items]
+            hopeless = self.hopeless(found)
+            staying = [one for one in found if one.key not in hopeless]
+            dropped = [one for one in [*found, *contenders, *dropped] if one not in staying]
+            contenders = staying
+        order = dict.fromkeys([*contenders, *dropped])
+        return [trial for trial in map(self.known, order) if trial.items]
 
     def hopeless(self, candidates: Sequence[Candidate]) -> set[str]:
         """Keys of those that would not overtake the leader if all their other items had the highest reward seen so far."""
