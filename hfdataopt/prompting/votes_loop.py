@@ -22,6 +22,7 @@ from hfdataopt.statistics import mean_interval
 
 WHO = "PromptTrainer"
 Pair = tuple[Any, Any]
+LOOKS = 5
 
 
 class VotesLoop:
@@ -68,7 +69,7 @@ class VotesLoop:
         asked = self.optimizer.ask(int(min(search.config.parallel, allowed)), (), search.services)
         if not asked:
             return False
-        duels, pairs, spent = self.answers([self.placed(duel) for duel in asked])
+        duels, pairs, spent = self.telling(asked)
         votes = self._vote(duels, pairs, [str(len(search.votes) + place) for place in range(len(duels))])
         if votes:
             self.optimizer.tell(votes)
@@ -87,6 +88,8 @@ class VotesLoop:
         asked = [question for question, _ in questions] if self.judge.recorded else open_
         if open_ and (out := self.search.budget.out_of()):
             raise BudgetSpent(out)
+        budget = self.search.budget
+        before = budget.spent.judge_calls
         if asked:
             self.judge.submit(asked)
             flips = {question.id: flip for question, flip in questions}
@@ -104,7 +107,9 @@ class VotesLoop:
         votes = []
         for duel, pair, (question, _) in zip(duels, pairs, questions, strict=True):
             votes.append(_vote(duel, pair, known[question.id]))
-            self.search.budget.book("judge", 0, 0, self.judge.calls_per_question)
+        # Requests of a model were counted as they were made.
+        made = budget.spent.judge_calls - before
+        budget.book("judge", 0, 0, max(self.judge.calls_per_question * len(votes) - made, 0))
         return votes
 
     # -- parts of both loops
@@ -130,6 +135,22 @@ class VotesLoop:
         items = self.search.split.items
         self._turn += 1
         return Duel(duel.first, duel.second, items[(self._turn - 1) % len(items)].id)
+
+    def telling(self, asked: Sequence[Duel]) -> tuple[list[Duel], list[Pair], BudgetSpent | None]:
+        """The duels on their items, as :meth:`answers` gives them.
+
+        One without an item of its own moves on while both answers are the same, up to ``LOOKS`` items: a vote on these would
+        tell nothing. Where calls are counted it stays, since they were planned for.
+        """
+        duels, pairs, spent = self.answers([self.placed(duel) for duel in asked])
+        for _ in range(LOOKS - 1 if self.search.config.max_calls is None and spent is None else 0):
+            same = [place for place, pair in enumerate(pairs) if asked[place].item is None and _same(pair)]
+            found, others, spent = self.answers([self.placed(asked[place]) for place in same])
+            for place, duel, pair in zip(same, found, others, strict=False):
+                duels[place], pairs[place] = duel, pair
+            if not same or spent is not None:
+                return duels, pairs, None
+        return duels, pairs, spent
 
     def question(self, duel: Duel, pair: Pair, name: str) -> tuple[Question, bool]:
         """The question with its answers in the order in which they are shown, and whether that is the other one."""
@@ -190,15 +211,24 @@ class VotesLoop:
         rate = None
         if count and best.completion is None and best.key != before.key:
             duels = [Duel(best, before, item.id) for item in search.split.fresh[:count]]
+            same: list[bool] = []
             try:
                 duels, pairs, spent = self.answers(duels)
-                votes = self._vote(duels, pairs, [f"final {place}" for place in range(len(duels))])
+                same = [_same(pair) for pair in pairs]  # a tie that nobody has to be asked about
+                told = [place for place, one in enumerate(same) if not one]
+                votes = self._vote(
+                    [duels[place] for place in told],
+                    [pairs[place] for place in told],
+                    [f"final {place}" for place in told],
+                )
             except BudgetSpent as error:
                 votes, spent = [], error
             if spent is not None:
-                say(f"{WHO}: the best was compared with the prompt of before on {len(votes)} of {count} items: {spent}")
-            targets = [target for vote in votes if (target := vote.comparison.target) is not None]
-            rate = (*mean_interval(targets), len(targets)) if targets else None
+                say(f"{WHO}: the best was compared with the prompt of before on {len(same)} of {count} items: {spent}")
+            targets = [target for vote in votes if (target := vote.comparison.target) is not None] + [0.5] * sum(same)
+            if targets:
+                mean, low, high = mean_interval(targets)
+                rate = mean, max(low, 0.0), min(high, 1.0), len(targets)
         self.judge.end(self.state())
         return rate
 
@@ -251,8 +281,7 @@ class _People:
         spent: BudgetSpent | None = None
         if wanted > 0:
             pending = [duel for duel, _ in self.open.values()]
-            asked = [loop.placed(one) for one in loop.optimizer.ask(wanted, pending, search.services)]
-            duels, pairs, spent = loop.answers(asked)
+            duels, pairs, spent = loop.telling(loop.optimizer.ask(wanted, pending, search.services))
             for duel, pair in zip(duels, pairs, strict=True):
                 question, flip = loop.question(duel, pair, str(self.asked))
                 self.asked += 1
@@ -303,6 +332,14 @@ class _People:
 
 def _vote(duel: Duel, pair: Pair, event: dict[str, Any]) -> Vote:
     return Vote(duel, Comparison(event["winner"], event["outcome"]), (_text(pair[0]), _text(pair[1])), event["by"])
+
+
+def _same(pair: Pair) -> bool:
+    """Whether two answers are the same text, or the same picture."""
+    first, second = pair
+    if isinstance(first, str) or is_messages(first):
+        return text_of(first) == text_of(second)
+    return first.size == second.size and first.tobytes() == second.tobytes()
 
 
 def _text(answer: Any) -> str:
