@@ -68,13 +68,14 @@ class WhiteBox:
         settings = GenerationConfig(
             max_new_tokens=self._local.max_new_tokens,
             do_sample=False,
+            use_cache=True,
             eos_token_id=ends or None,
             pad_token_id=pad if pad is not None else ends[0] if ends else 0,
         )
 
         def run(model: Any, inputs: Tensor) -> list[str]:
             made = model.generate(
-                inputs_embeds=inputs, attention_mask=_ones(inputs), generation_config=settings, use_cache=True
+                inputs_embeds=inputs, attention_mask=_ones(inputs), generation_config=settings
             ).tolist()
             cut = [row[: next((i for i, token in enumerate(row) if token in ends), None)] for row in made]
             return [self._tokenizer.decode(row, skip_special_tokens=True) for row in cut]
