@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from hfdataopt.errors import HfDataOptError
 
@@ -33,6 +34,11 @@ class Spent:
 
     def to_json(self) -> dict[str, float]:
         return asdict(self) | {"tokens": self.tokens}
+
+
+def calls_of(model: Any) -> int:
+    """Calls that one completion of a generator costs."""
+    return getattr(model, "calls_per_completion", None) or 1
 
 
 COUNTER = {"model": "calls", "proposer": "proposer_calls", "judge": "judge_calls"}

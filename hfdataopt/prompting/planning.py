@@ -3,6 +3,7 @@
 from typing import Any
 
 from hfdataopt.errors import OptionError
+from hfdataopt.prompting.budget import calls_of
 from hfdataopt.prompting.config import PromptConfig
 from hfdataopt.prompting.items import Split
 from hfdataopt.prompting.judges import Judge
@@ -11,18 +12,16 @@ from hfdataopt.prompting.optimizer import PromptOptimizer
 WHO = "PromptTrainer"
 
 
-def calls_of(model: Any) -> int:
-    """Calls that one completion of a generator costs."""
-    return getattr(model, "calls_per_completion", None) or 1
-
-
 def reserved(config: PromptConfig, split: Split, model: Any, judge: Judge | None) -> int:
     """Calls (with a judge: votes) that are kept for the end."""
     limit = config.max_calls if judge is None else config.max_judge_calls
     if not config.leaders or not split.fresh or limit is None or (judge is not None and judge.interactive):
         return 0
     each = judge.calls_per_question if judge is not None else config.leaders * calls_of(model)
-    wanted = config.final_items or int(limit * config.final_share / each)
+    wanted = config.final_items
+    if wanted is None:
+        two = 2 * config.items * calls_of(model) if judge is None else 2 * each  # the search itself comes first
+        wanted = max(min(int(limit * config.final_share), limit - two) // each, 0)
     return each * min(wanted, len(split.fresh))
 
 

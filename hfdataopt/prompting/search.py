@@ -8,13 +8,12 @@ from typing import Any
 from transformers import TrainerControl, TrainerState
 
 from hfdataopt.console import say
-from hfdataopt.prompting.budget import Budget
+from hfdataopt.prompting.budget import Budget, calls_of
 from hfdataopt.prompting.candidate import Candidate, RowId, Trial, Vote
 from hfdataopt.prompting.config import PromptConfig
 from hfdataopt.prompting.items import Split
 from hfdataopt.prompting.ledger import Ledger
 from hfdataopt.prompting.optimizer import Item, PromptOptimizer
-from hfdataopt.prompting.planning import calls_of
 from hfdataopt.prompting.result import describe
 from hfdataopt.prompting.services import HostServices, Requests
 from hfdataopt.prompting.tracking import write_table

@@ -10,12 +10,11 @@ import numpy as np
 from hfdataopt.errors import DataError, GenerationError, OptionError, Refused
 from hfdataopt.generation import Completion
 from hfdataopt.prompting.apply import ApplyPrompt
-from hfdataopt.prompting.budget import Budget, BudgetSpent
+from hfdataopt.prompting.budget import Budget, BudgetSpent, calls_of
 from hfdataopt.prompting.candidate import Candidate, RowId
 from hfdataopt.prompting.ledger import Ledger, key_of
 from hfdataopt.prompting.meta_prompts import Messages, text_of_messages
 from hfdataopt.prompting.optimizer import Item
-from hfdataopt.prompting.planning import calls_of
 from hfdataopt.rewards.texts import is_messages
 
 WHO = "PromptTrainer"
@@ -44,13 +43,8 @@ class Requests:
         generator: Any,
         prompts: Sequence[Any],
         draws: Sequence[str],
-        *,
-        pay: bool = True,
     ) -> list[Completion]:
         """One completion per prompt; the same prompt and draw are asked once.
-
-        Args:
-            pay: whether they count against the role's limit (a judge's are counted per question).
 
         Raises:
             BudgetSpent: not all of them are within the budget; those that had been sent are kept.
@@ -59,15 +53,15 @@ class Requests:
         each = calls_of(generator)
         keys = self.keys(role, generator, prompts, draws)
         fresh = list(dict.fromkeys(key for key in keys if key not in self.used))
-        if pay and len(fresh) * each > self.budget.left(role):
+        if len(fresh) * each > self.budget.left(role):
             raise BudgetSpent(f"{len(fresh) * each} {role} call(s) are needed, and {self.budget.left(role):g} are left")
         place = {key: number for number, key in reversed(list(enumerate(keys)))}
         for key in fresh:
             if key in self.ledger.answers:
-                self._count(role, key, each if pay else 0)
+                self._count(role, key, each)
         missing = [key for key in fresh if key not in self.ledger.answers]
         if missing:
-            self._send(role, generator, [prompts[place[key]] for key in missing], missing, each if pay else 0)
+            self._send(role, generator, [prompts[place[key]] for key in missing], missing, each)
         return [_completion(self.ledger.answers[key]) for key in keys]
 
     def _send(self, role: str, generator: Any, prompts: Sequence[Any], keys: Sequence[str], each: int) -> None:
@@ -259,9 +253,9 @@ class HostServices:
         return np.array([ledger.answers[key]["value"] for key in keys]).reshape(len(candidates), len(items))
 
     def judge(self, generator: Any, messages: Sequence[Messages], keys: Sequence[str]) -> list[str]:
-        """Texts of a judge model's answers; they are paid for per question."""
+        """Texts of a judge model's answers."""
         prompts = [as_prompt(generator, one) for one in messages]
-        return [x.text for x in self._requests.complete("judge", generator, prompts, list(keys), pay=False)]
+        return [x.text for x in self._requests.complete("judge", generator, prompts, list(keys))]
 
     def _need(self, thing: Any, role: str) -> Any:
         if thing is None:

@@ -70,47 +70,62 @@ class VotesLoop:
         if not asked:
             return False
         duels, pairs, spent = self.telling(asked)
-        votes = self._vote(duels, pairs, [str(len(search.votes) + place) for place in range(len(duels))])
+        votes, late = self._vote(duels, pairs, [str(len(search.votes) + place) for place in range(len(duels))])
         if votes:
             self.optimizer.tell(votes)
             search.votes.extend(votes)
             self.told(votes)
-        if spent is not None:
-            raise spent
+        if spent or late:
+            raise spent or late  # type: ignore[misc]
         return True
 
-    def _vote(self, duels: Sequence[Duel], pairs: Sequence[Pair], names: Sequence[str]) -> list[Vote]:
-        """Votes on duels, in their order; those that were kept are not asked for again."""
+    def _vote(
+        self, duels: Sequence[Duel], pairs: Sequence[Pair], names: Sequence[str]
+    ) -> tuple[list[Vote], BudgetSpent | None]:
+        """Votes on the first duels, as far as the budget goes, and what it ran out of; kept ones are not asked for again."""
         questions = [self.question(*one) for one in zip(duels, pairs, names, strict=True)]
         known = {event["question"]: event for event in self.search.ledger.events}
-        open_ = [question for question, _ in questions if question.id not in known]
-        # A judge whose requests are in the ledger is asked again, so that they are counted.
-        asked = [question for question, _ in questions] if self.judge.recorded else open_
-        if open_ and (out := self.search.budget.out_of()):
-            raise BudgetSpent(out)
         budget = self.search.budget
-        before = budget.spent.judge_calls
-        if asked:
-            self.judge.submit(asked)
-            flips = {question.id: flip for question, flip in questions}
-            waiting = set(flips) & {question.id for question in asked}
-            while waiting:
-                arrived = self.judge.collect()
-                if not arrived:
-                    raise DataError(
-                        f"{WHO}: {type(self.judge).__name__} left {len(waiting)} of {len(asked)} questions open"
-                    )
-                for decision in arrived:
-                    waiting.discard(decision.question)
-                    if decision.question not in known:
-                        known[decision.question] = self.keep(decision, flips[decision.question])
-        votes = []
-        for duel, pair, (question, _) in zip(duels, pairs, questions, strict=True):
-            votes.append(_vote(duel, pair, known[question.id]))
+        before, ran_out = budget.spent.judge_calls, None
+        try:
+            self._decide(questions, known)
+        except BudgetSpent as spent:  # what was paid for in full counts all the same
+            ran_out = spent
+            for place, one in enumerate(questions):
+                try:
+                    self._decide([one], known)
+                except BudgetSpent:
+                    questions = questions[:place]
+                    break
+        votes = [
+            _vote(duel, pair, known[question.id])
+            for duel, pair, (question, _) in zip(duels, pairs, questions, strict=False)
+        ]
         # Requests of a model were counted as they were made.
         made = budget.spent.judge_calls - before
         budget.book("judge", 0, 0, max(self.judge.calls_per_question * len(votes) - made, 0))
-        return votes
+        return votes, ran_out
+
+    def _decide(self, questions: Sequence[tuple[Question, bool]], known: dict[str, dict[str, Any]]) -> None:
+        """Have the judge decide on questions that are not ``known``, and on all where its requests are kept and must be counted."""
+        flips = {question.id: flip for question, flip in questions}
+        open_ = [question for question, _ in questions if question.id not in known]
+        asked = [question for question, _ in questions] if self.judge.recorded else open_
+        if open_ and (out := self.search.budget.out_of()):
+            raise BudgetSpent(out)
+        if asked:
+            self.judge.submit(asked)
+        waiting = {question.id for question in asked}
+        while waiting:
+            arrived = self.judge.collect()
+            if not arrived:
+                raise DataError(
+                    f"{WHO}: {type(self.judge).__name__} left {len(waiting)} of {len(asked)} questions open"
+                )
+            for decision in arrived:
+                waiting.discard(decision.question)
+                if decision.question not in known:
+                    known[decision.question] = self.keep(decision, flips[decision.question])
 
     # -- parts of both loops
 
@@ -211,20 +226,17 @@ class VotesLoop:
         rate = None
         if count and best.completion is None and best.key != before.key:
             duels = [Duel(best, before, item.id) for item in search.split.fresh[:count]]
-            same: list[bool] = []
-            try:
-                duels, pairs, spent = self.answers(duels)
-                same = [_same(pair) for pair in pairs]  # a tie that nobody has to be asked about
-                told = [place for place, one in enumerate(same) if not one]
-                votes = self._vote(
-                    [duels[place] for place in told],
-                    [pairs[place] for place in told],
-                    [f"final {place}" for place in told],
+            duels, pairs, spent = self.answers(duels)
+            same = [_same(pair) for pair in pairs]  # a tie that nobody has to be asked about
+            told = [place for place, one in enumerate(same) if not one]
+            votes, late = self._vote(
+                [duels[place] for place in told], [pairs[place] for place in told], [f"final {place}" for place in told]
+            )
+            if spent or late:
+                seen = len(votes) + sum(same)
+                say(
+                    f"{WHO}: the best was compared with the prompt of before on {seen} of {count} items: {spent or late}"
                 )
-            except BudgetSpent as error:
-                votes, spent = [], error
-            if spent is not None:
-                say(f"{WHO}: the best was compared with the prompt of before on {len(same)} of {count} items: {spent}")
             targets = [target for vote in votes if (target := vote.comparison.target) is not None] + [0.5] * sum(same)
             if targets:
                 mean, low, high = mean_interval(targets)

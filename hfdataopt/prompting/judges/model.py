@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from hfdataopt.prompting.budget import calls_of
 from hfdataopt.prompting.candidate import Comparison
 from hfdataopt.prompting.judges.judge import Judge, Question, texts_of
 from hfdataopt.prompting.meta_prompts import compare
@@ -66,7 +67,8 @@ class ModelJudge(Judge):
             options = {"temperature": 0.0, "max_new_tokens": LONGEST} | options
         self.generator = as_generator(model, processing_class, **options)
         self.criterion, self.both_orders = criterion, both_orders
-        self.calls_per_question = 2 if both_orders else 1
+        self._orders = ("AB", "BA") if both_orders else ("AB",)
+        self.calls_per_question = len(self._orders) * calls_of(self.generator)
         self.invalid = 0
 
     def begin(self, complete: Callable[..., list[str]], state: Callable[[], dict[str, Any]]) -> None:
@@ -77,7 +79,7 @@ class ModelJudge(Judge):
         messages, keys = [], []
         for question in questions:
             prompt, pair = transcript(question.prompt), texts_of(question, "ModelJudge")
-            for order in ("AB", "BA")[: self.calls_per_question]:
+            for order in self._orders:
                 messages.append(compare(prompt, *(pair if order == "AB" else pair[::-1]), self.criterion))
                 keys.append(f"{question.id}/{order}")
         words = [read_verdict(reply) for reply in self._complete(self.generator, messages, keys)]
