@@ -61,7 +61,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     add_component_options(own, component, taken=[*OptimizeArguments.__dataclass_fields__, *_fields_of_config()])
     everything = _trl_parser(parser.prog, parser.description)
     if "-h" in argv or "--help" in argv:
-        print(everything.format_help() + "\n" + own.format_help())
+        print(everything.format_help())
+        print("  --config CONFIG       YAML file of these arguments (all but the optimizer's options, which go under")
+        print("                        optimizer_options); the command line wins\n")
+        print(own.format_help())
         return 0
     given, rest = own.parse_known_args(argv)
     arguments, config = _parse(everything, rest, component)
@@ -83,7 +86,6 @@ def _trl_parser(prog: str, description: str | None) -> Any:
 
     kinds: Any = [OptimizeArguments, PromptConfig]
     parser = TrlParser(kinds, prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file of these arguments; the command line wins")
     return parser
 
 

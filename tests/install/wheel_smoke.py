@@ -8,6 +8,7 @@ temporary and are removed.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
         check_import(binaries, elsewhere, work / "env")
         check_plugins(binaries, elsewhere)
         check_select(binaries, elsewhere)
+        check_optimize(binaries, elsewhere)
         if "--wheel-only" not in argv:
             check_demo(binaries, elsewhere)
     step(f"done in {time.monotonic() - started:.0f} s")
@@ -78,7 +80,7 @@ def check_plugins(binaries: Path, folder: Path) -> None:
     printed = output([str(binaries / "hfdataopt"), "plugins"], folder)
     listed = {line.split()[0] for line in printed.splitlines() if line.strip()}
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["hfdataopt"]
-    names = {name.removeprefix("scorer/").replace("filter/", "filter-") for name in listed}
+    names = {name.removeprefix("scorer/").replace("/", "-") for name in listed}
     expect(set(declared) <= names, f"'hfdataopt plugins' does not list {sorted(set(declared) - names)}")
     expect("FAILED" not in printed, f"a plugin failed to load:\n{printed}")
     step(f"hfdataopt plugins lists {len(listed)} components")
@@ -97,6 +99,34 @@ def check_select(binaries: Path, folder: Path) -> None:
     for file in (rows, target, kept):
         file.unlink()
     step(f"hfdataopt select kept {count} of 50 rows of a stream")
+
+
+def check_optimize(binaries: Path, folder: Path) -> None:
+    """A prompt for the follower in the wheel, from the shell."""
+    code = (
+        "from hfdataopt.demo import follower_tasks as world\n"
+        "world.rows('plural', 'train').to_json('rows.jsonl')\nprint(world.FOLDER)"
+    )
+    model = output([str(binaries / "python"), "-c", code], folder).strip().splitlines()[-1]
+    reward = "hfdataopt.demo.follower_tasks:exact_match"
+    options = [
+        "--optimizer",
+        "racing",
+        "--max_calls",
+        "60",
+        "--items",
+        "10",
+        "--max_new_tokens",
+        "12",
+        "--logging_steps",
+        "0",
+    ]
+    files = ["--model", model, "--dataset", "rows.jsonl", "--reward_funcs", reward, "--output_dir", "search"]
+    printed = output([str(binaries / "hfdataopt"), "optimize", *options, *files], folder)
+    expect((folder / "search" / "prompt.json").is_file(), f"hfdataopt optimize wrote no prompt:\n{printed}")
+    shutil.rmtree(folder / "search")
+    (folder / "rows.jsonl").unlink()
+    step("hfdataopt optimize found a prompt")
 
 
 def check_demo(binaries: Path, folder: Path) -> None:

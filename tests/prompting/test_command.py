@@ -1,0 +1,102 @@
+import json
+
+import pytest
+from datasets import load_dataset
+
+from hfdataopt import ApplyPrompt
+from hfdataopt.cli import main
+from hfdataopt.demo import follower_tasks as world
+
+REWARD = "hfdataopt.demo.follower_tasks:exact_match"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    world.rows("plural", "train").to_json("rows.jsonl")
+    world.rows("plural", "test").to_json("fresh.jsonl")
+    return tmp_path
+
+
+def arguments(*more, optimizer="random", reward=True):
+    own = ["--optimizer", optimizer, "--model", str(world.FOLDER), "--dataset", "rows.jsonl", "--items", "5"]
+    goal = ["--reward_funcs", REWARD] if reward else []
+    return ["optimize", *own, *goal, "--max_new_tokens", "12", "--logging_steps", "0", *more]
+
+
+def test_a_search_from_the_shell(files, capsys):
+    status = main(
+        arguments("--max_calls", "40", "--eval_dataset", "fresh.jsonl", "--output_dir", "out", "--output", "new.jsonl")
+    )
+    assert status == 0
+    result = json.loads((files / "out" / "result.json").read_text())
+    prompt = ApplyPrompt.load(files / "out")
+    assert result["spent"]["calls"] <= 40
+    assert prompt.instruction == result["best"]["instruction"]
+    assert prompt.instruction in capsys.readouterr().out
+    rows = load_dataset("json", data_files="rows.jsonl", split="train")
+    written = load_dataset("json", data_files="new.jsonl", split="train")
+    assert list(written["prompt"]) == [f"{prompt.instruction}\n\n{one}" for one in rows["prompt"]]
+
+
+def test_a_file_of_arguments_and_options_as_flags(files):
+    (files / "search.yaml").write_text(
+        f"optimizer: ape\nmodel: {world.FOLDER}\ndataset: rows.jsonl\nreward_funcs: [{REWARD}]\nitems: 5\nmax_calls: 30\n"
+        "max_new_tokens: 12\nlogging_steps: 0\noutput_dir: from-file\noptimizer_options: {scoring: all, demonstrations: 2}\n"
+    )
+    assert main(["optimize", "--config", "search.yaml", "--output_dir", "flag", "--demonstrations", "3"]) == 0
+    settings = json.loads((files / "flag" / "ledger.jsonl").read_text().splitlines()[0])["settings"]
+    assert "scoring='all'" in settings["optimizer"][1]
+    assert "demonstrations=3" in settings["optimizer"][1]
+    assert not (files / "from-file").exists()
+
+
+def test_the_help_has_the_options_of_search_and_optimizer(capsys):
+    assert main(["optimize", "--optimizer", "random", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--max_judge_calls" in printed
+    assert "options of optimizer random" in printed
+    assert "--demonstrations" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--judge", "terminal"], "give --reward_funcs or --judge; got both"),
+        (["--demonstration", "3"], "accepts: pool_size, demonstrations"),
+        (["--items", "many"], "--items"),
+        (["--demonstrations", "many"], "random: option demonstrations='many' is not allowed"),
+        (["--prompt_column", "question"], "no column 'question'; it has: prompt"),
+        (["--output", "rows.jsonl"], "is there already"),
+        (["--max_calls", "3", "--leaders", "0"], "max_calls=3"),
+    ],
+)
+def test_mistakes_are_one_line(files, capsys, more, says):
+    assert main(arguments(*more)) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
+    assert said.count("hfdataopt optimize:") == 1
+
+
+def test_neither_judge_nor_reward(files, capsys):
+    assert main(arguments(reward=False)) == 2
+    assert "got neither" in capsys.readouterr().err
+
+
+def test_votes_at_the_terminal(files, capsys, monkeypatch):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("1\n2\nt\nq\n"))
+    more = ["--judge", "terminal", "--pool_size", "4", "--encoder", _encoder(), "--output_dir", "votes"]
+    assert main(arguments(*more, optimizer="apohf", reward=False)) == 0
+    votes = json.loads((files / "votes" / "result.json").read_text())["votes"]
+    assert [vote["outcome"] for vote in votes] == ["preferred", "preferred", "tie"]
+
+
+def _encoder() -> str:
+    from pathlib import Path
+
+    import hfdataopt.demo
+
+    return str(Path(hfdataopt.demo.__file__).parent / "encoder")
