@@ -10,7 +10,8 @@ from hfdataopt.prompting.callback import PromptSearchCallback
 
 def train(folder, callbacks):
     model, tokenizer = world.load_follower()
-    texts = [f"{prompt} {answer}" for prompt, answer in zip(*world.rows("plural", "train")[:16].values(), strict=False)]
+    shown = world.rows("plural", "train").select(range(16))
+    texts = [f"{row['prompt']} {row['answer']}" for row in shown]
     rows = [tokenizer(text) for text in texts]
     args = TrainingArguments(
         str(folder),
