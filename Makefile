@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 WORKERS ?= 2
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo examples example-ray test test-slow test-install lint format bench clean
+.PHONY: demo examples example-images example-ray test test-slow test-install lint format bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/hfdataopt demo
@@ -17,9 +17,16 @@ examples: $(VENV)/.demo-installed
 	$(BIN)/python examples/filter_before_sft.py
 	$(BIN)/python examples/filter_stream.py
 	$(BIN)/python examples/find_label_errors.py
+	$(BIN)/python examples/human_preference.py
+	$(BIN)/python examples/optimize_prompt.py
 	$(BIN)/python examples/preference_pairs.py
+	$(BIN)/python examples/prompt_then_weights.py
 	$(BIN)/python examples/reward_model_nice.py
 	$(BIN)/python examples/sft_nice_selection.py
+
+example-images: $(VENV)/.demo-installed
+	$(PIP) -e '.[images]'
+	$(BIN)/python examples/text_to_image_preference.py
 
 example-ray: $(VENV)/.demo-installed
 	$(PIP) -e '.[ray]'
