@@ -107,6 +107,7 @@ class RoundsOptimizer(PromptOptimizer):
         super().tell(trials)
         for trial in trials:
             self._asked.pop(trial.candidate.key, None)
+            self._order.setdefault(trial.candidate.key, trial.candidate)  # told unasked: the user's own
             known = self._known.setdefault(trial.candidate.key, {})
             for item, reward, answer in zip(trial.items, trial.rewards, trial.answers, strict=True):
                 self.paid += item not in known

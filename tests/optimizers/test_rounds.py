@@ -8,6 +8,7 @@ import pytest
 
 from hfdataopt.errors import OptionError
 from hfdataopt.prompting.budget import BudgetSpent
+from hfdataopt.prompting.candidate import Candidate
 from hfdataopt.prompting.rounds import plan_rungs, price_of, rungs_of
 from hfdataopt_plugins.optimizers.ape import Ape
 from hfdataopt_plugins.optimizers.evolution import Evolution
@@ -18,7 +19,7 @@ from hfdataopt_plugins.optimizers.protegi import ProTeGi
 from hfdataopt_plugins.optimizers.racing import Racing
 from hfdataopt_plugins.optimizers.random_search import RandomSearch
 from tests.optimizers import search
-from tests.optimizers.qualities import ITEMS, reward, services, trying
+from tests.optimizers.qualities import ITEMS, quality, reward, services, trying
 
 MAKERS = {
     "random": RandomSearch,
@@ -176,6 +177,32 @@ def test_no_item_of_a_known_candidate_is_asked_again():
         asked += [(queries[0].candidate.key, item) for item in new]
         optimizer.tell([search.trial(queries[0], of, reward)])
     assert len(asked) == len(set(asked)) == optimizer.paid
+
+
+@each
+def test_the_users_own_instruction_that_is_told_before_all_is_not_paid_twice(make):
+    """The host tries it first; without a reward for any other it is the best."""
+    of = search.task(ITEMS, calls=60, start=("text 0.9 mine",))
+    optimizer, mine = make(), Candidate("text 0.9 mine", origin="start")
+    optimizer.start(of)
+    optimizer.tell([search.trial(mine, of, reward)])
+    assert optimizer.best == mine
+    while queries := optimizer.ask(2, (), services()):
+        optimizer.tell([search.trial(query, of, lambda c, i: reward(c, i) if c == mine else 0.0) for query in queries])
+    spent = {(trial.candidate.key, item) for trial in optimizer.trials for item in trial.items}
+    assert ITEMS < len(spent) <= 60
+    assert optimizer.best.instruction == mine.instruction or "exemplars" in optimizer.name
+
+
+@each
+def test_candidates_without_a_reward_are_never_the_best(make):
+    optimizer, of = make(), search.task(ITEMS, calls=120)
+
+    def sometimes(candidate, item):
+        return float("nan") if quality(candidate.instruction) > 0.4 else reward(candidate, item)
+
+    search.run(optimizer, of, sometimes, services(), 500)
+    assert optimizer.best is None or quality(optimizer.best.instruction) <= 0.4
 
 
 def test_pmpo_needs_a_likelihood():

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from hfdataopt.errors import OptionError
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
@@ -15,7 +17,7 @@ from hfdataopt.prompting.budget import BudgetSpent
 from hfdataopt.prompting.candidate import Candidate, Query
 from hfdataopt.prompting.meta_prompts import read_instruction
 from hfdataopt.prompting.optimizer import Role
-from hfdataopt.prompting.rounds import FRUITLESS, Rounds, RoundsOptimizer, combined, rephrased, rungs_of
+from hfdataopt.prompting.rounds import FRUITLESS, Ask, Rounds, RoundsOptimizer, combined, rephrased, rungs_of
 
 UNLIMITED = 25  # generations, where the budget does not count completions
 BORDER = re.compile(r"(?<=[.!?;:,\n])\s+")
@@ -29,8 +31,9 @@ class Evolution(RoundsOptimizer):
     """Instructions as sequences of phrases, which edits delete, exchange, add and rephrase.
 
     Args:
-        strategy: ``genetic`` crosses the phrases of two of the population and edits the child; ``hill-climbing`` goes to the best
-            neighbour unless it is worse; ``annealing`` also goes to a worse one, with chance exp(difference / temperature).
+        strategy: ``genetic`` breeds children with the crossed phrases of two of the population, or of one after an edit;
+            ``hill-climbing`` goes to the best neighbour unless it is worse; ``annealing`` also goes to a worse one, with chance
+            exp(difference / temperature).
         edits: those that are drawn from. ``delete``, ``swap`` (two phrases change places) and ``add`` (a phrase of the components, of
             another instruction, or one deleted before) need no model; ``rephrase`` and ``combine`` (of two instructions into one)
             ask the proposer.
@@ -146,7 +149,7 @@ class Evolution(RoundsOptimizer):
                 if not trials:
                     return population
                 highest = max(float(reward) for trial in self.trials for reward in trial.rewards if reward == reward)
-                total = float(trials[0].rewards.sum())
+                total = float(np.nansum(trials[0].rewards))
                 if (total + highest * (items - seen)) / items < wanted - 1e-12:
                     return population
             return [one]
@@ -222,22 +225,18 @@ class Evolution(RoundsOptimizer):
         if not self.components:
             return self.asked(rephrased(parent))
         place = rng.randrange(len(phrases))
-        for answer in self.answers([meta_prompts.rephrase(phrases[place])]):
-            text = read_instruction(answer)
-            return (
-                None
-                if text is None
-                else self.of((*phrases[:place], text, *phrases[place + 1 :]), "rephrase", (parent,))
-            )
-        return None
+        told = self.answers([meta_prompts.rephrase(phrases[place])])
+        text = read_instruction(told[0]) if told else None
+        if text is None:
+            return None
+        return self.of((*phrases[:place], text, *phrases[place + 1 :]), "rephrase", (parent,))
 
-    def asked(self, ask: Any) -> Candidate | None:
+    def asked(self, ask: Ask) -> Candidate | None:
         """The proposer's answer, whether it is new or not."""
-        for answer in self.answers([ask.messages]):
-            text = read_instruction(answer)
-            keys = tuple(parent.key for parent in ask.parents)
-            return None if text is None else Candidate(text, parents=keys, origin=ask.origin)
-        return None
+        told = self.answers([ask.messages])
+        text = read_instruction(told[0]) if told else None
+        keys = tuple(parent.key for parent in ask.parents)
+        return None if text is None else Candidate(text, parents=keys, origin=ask.origin)
 
     def of(self, phrases: Phrases, origin: str, parents: Sequence[Candidate]) -> Candidate:
         made = Candidate(" ".join(phrases), parents=tuple(parent.key for parent in parents), origin=origin)

@@ -41,7 +41,7 @@ class ProTeGi(RoundsOptimizer):
     name: ClassVar[str] = "protegi"
 
     pool_size: int = 4
-    beam: int = 2
+    beam: int = 1
     gradients: int = 1
     errors: int = 4
     rewrites: int = 1

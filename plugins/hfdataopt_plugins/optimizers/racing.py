@@ -41,7 +41,7 @@ class Racing(RoundsOptimizer):
 
     pool_size: int | None = None
     block: int = 2
-    alpha: float = 0.2
+    alpha: float = 0.3
     test: Literal["t", "sign"] = "t"
     survivors: int = 3
     refill: int = 4
