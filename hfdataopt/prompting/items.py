@@ -149,7 +149,8 @@ def columns_of(items: Iterable[Item]) -> dict[str, list[Any]]:
 
 
 def content_of(items: Iterable[Item]) -> str:
-    """A hash of what the items hold; values that are not JSON, such as images, count by their type."""
-    content = [[one.id, one.prompt, one.output, dict(one.columns)] for one in items]
+    """A hash of what the items hold, in any order; values that are not JSON, such as images, count by their type."""
+    ordered = sorted(items, key=lambda one: str(one.id))
+    content = [[one.id, one.prompt, one.output, dict(one.columns)] for one in ordered]
     document = json.dumps(content, sort_keys=True, default=lambda value: type(value).__name__)
     return hashlib.sha256(document.encode()).hexdigest()[:24]

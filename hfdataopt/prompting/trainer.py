@@ -277,6 +277,7 @@ class PromptTrainer:
         config, split = self.args, self.split
         same = ("seed", "items", "minibatch_size", "examples", "input_column", "answer_column", "start", "parallel")
         return {
+            **{name: getattr(config, name) for name in same},
             "optimizer": [self.optimizer.name, repr(self.optimizer)],
             "model": [self.model.describe(), _weights(self.model)],
             "proposer": None if self._proposer is None else [self._proposer.describe(), _weights(self._proposer)],
@@ -285,7 +286,6 @@ class PromptTrainer:
             "rewards": None if self._rewards is None else fingerprint(self._rewards),
             "judge": None if self.judge is None else self.judge.describe(),
             "dataset": content_of([*split.items, *split.examples, *split.fresh]),
-            **{name: getattr(config, name) for name in same},
         }
 
     # -- models
