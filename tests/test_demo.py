@@ -13,6 +13,7 @@ from hfdataopt import Scores, with_row_ids
 from hfdataopt.cli import main
 from hfdataopt.commands import demo
 from hfdataopt.demo.sentences import generate
+from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.statistics import mean_interval, rank_correlation, ranks
 
 ENCODER = str(demo.Path(demo.__file__).parent.parent / "demo" / "encoder")
@@ -29,7 +30,9 @@ def test_smoke_run_writes_table_plot_and_scores_and_leaves_other_folders_alone(t
     assert all(f"\n  {name} " in out for name in ("freeshap", "label-consistency", "loss", "cv-confidence", "random"))
     assert "Held-out accuracy on 200 rows, 2 seeds" in out
     assert (mine / "notes.txt").read_text() == "keep"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["freeshap.png", "random-forest", "rows.csv", "scores"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("freeshap.png", "prompt", "random-forest", "rows.csv", "scores"),
+    ]
     with (tmp_path / "rows.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 120
@@ -41,6 +44,10 @@ def test_smoke_run_writes_table_plot_and_scores_and_leaves_other_folders_alone(t
     found = sum(int(row["flipped"]) for row in rows if row["row"] in lowest)
     assert f"  freeshap           {found:>4}  " in out
     assert found >= 8
+    prompt = ApplyPrompt.load(tmp_path / "prompt").instruction
+    spent = json.loads((tmp_path / "prompt" / "result.json").read_text())["spent"]
+    assert spent["calls"] <= 60
+    assert f"{prompt!r}" in out.partition("  found ")[2]
 
 
 @pytest.fixture

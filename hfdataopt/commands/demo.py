@@ -1,6 +1,6 @@
 """``hfdataopt demo``: train a text classifier, score its training rows with FreeShap, list the most suspicious, drop them
-and retrain. Without arguments it is offline and uses embedded sentences with 10 % of the labels flipped; with ``--dataset``
-and ``--model`` it is the same job on your own data.
+and retrain; then find a better prompt for a small model that follows instructions. Without arguments it is offline and uses
+embedded sentences with 10 % of the labels flipped; with ``--dataset`` and ``--model`` it is the first job on your own data.
 """
 
 import argparse
@@ -102,6 +102,11 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         _print_flips(task, scores, count)
     comparison = _compare(task, train, suspicious, arguments, accuracy) if arguments.seeds else None
     _write(task, scores, suspicious, comparison, arguments)
+    if not arguments.model and not arguments.dataset:
+        from hfdataopt.demo.prompt_search import find_prompt
+
+        with quiet():
+            find_prompt(arguments.output_dir, seed=arguments.seed, smoke=arguments.smoke)
     print(f"Done in {time.monotonic() - started:.0f} s.")
     return 0
 
