@@ -1,0 +1,236 @@
+"""A search that is killed at any moment and begun again ends as one that was never killed, and asks for no answer twice."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from hfdataopt.errors import HfDataOptError
+from hfdataopt.generation import CallableGenerator
+from hfdataopt.prompting.judges import ModelJudge, SimulatedJudge
+from hfdataopt.prompting.ledger import FILE
+from hfdataopt.prompting.result import FILE as RESULT
+
+from .searches import Duels, Listed, Model, Proposer, candidates, comparable, digit, digit_of, trainer
+
+BATCH = 4  # requests under way at a time
+KILLS = 8
+
+
+class Logged(Model):
+    """A model of which each call is a line in a file, and takes a moment."""
+
+    def __init__(self, file, seconds=0.004):
+        super().__init__()
+        self.file, self.seconds = file, seconds
+
+    def __call__(self, prompts):
+        with self.file.open("a") as stream:
+            stream.write("".join(f"{prompt!r}\n" for prompt in prompts))
+        time.sleep(self.seconds)
+        return super().__call__(prompts)
+
+
+class LoggedProposer(Proposer):
+    """Proposals that depend on how often the same was asked, as draws do, and not on the process."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def __call__(self, prompts):
+        with self.file.open("a") as stream:
+            stream.write("".join(f"proposal {prompt!r}\n" for prompt in prompts))
+        time.sleep(0.004)
+        return [f"<instruction>be {digit_of(prompt)} {len(str(prompt))}</instruction>" for prompt in prompts]
+
+
+def verdict(prompts):
+    """A model as a judge: the answer of more characters in reverse order, whatever that is; it depends on the texts only."""
+    return ["A" if digit_of(prompt) < 5 else "tie" if digit_of(prompt) == 5 else "B" for prompt in prompts]
+
+
+class LoggedJudge:
+    def __init__(self, file):
+        self.file = file
+
+    def __call__(self, prompts):
+        with self.file.open("a") as stream:
+            stream.write("".join(f"verdict {prompt!r}\n" for prompt in prompts))
+        time.sleep(0.004)
+        return verdict(prompts)
+
+
+def with_rewards(folder, log):
+    model = CallableGenerator(Logged(log), batch_size=BATCH)
+    return trainer(
+        *(Listed(candidates(12)), model),
+        output_dir=str(folder),
+        max_calls=80,
+        minibatch_size=2,
+        start=["mine"],
+        parallel=2,
+    )
+
+
+def with_proposals(folder, log):
+    return trainer(
+        "ape",
+        CallableGenerator(Logged(log), batch_size=BATCH),
+        proposer=CallableGenerator(LoggedProposer(log), batch_size=BATCH),
+        output_dir=str(folder),
+        max_calls=70,
+    )
+
+
+def with_a_simulated_user(folder, log):
+    return trainer(
+        *(Duels(candidates(5)), CallableGenerator(Logged(log), batch_size=BATCH)),
+        judge=SimulatedJudge(digit, scale=3.0, ties=0.2),
+        output_dir=str(folder),
+        max_judge_calls=30,
+        parallel=2,
+    )
+
+
+def with_a_model_as_judge(folder, log):
+    return trainer(
+        *(Duels(candidates(4)), CallableGenerator(Logged(log), batch_size=BATCH, max_new_tokens=4)),
+        judge=ModelJudge(CallableGenerator(LoggedJudge(log), batch_size=BATCH, max_new_tokens=4)),
+        output_dir=str(folder),
+        max_judge_calls=40,
+        max_tokens=100_000,
+        parallel=2,
+    )
+
+
+SEARCHES = [with_rewards, with_proposals, with_a_simulated_user, with_a_model_as_judge]
+
+
+def asked(log):
+    return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+
+
+def killed(search, folder, log, more, seconds):
+    """Run the search in a process of its own that gets SIGKILL a moment after so many more calls; whether it came to its end."""
+    before = asked(log).total()
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            search(folder, log).train()
+            code = 0
+        finally:
+            os._exit(code)
+    ended, status = 0, 0
+    while not ended and asked(log).total() < before + more:
+        time.sleep(0.001)
+        ended, status = os.waitpid(process, os.WNOHANG)
+    if not ended:
+        time.sleep(seconds)
+        os.kill(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return not os.WIFSIGNALED(status)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("search", SEARCHES)
+def test_killed_at_random_moments(tmp_path, search):
+    whole = search(tmp_path / "whole", tmp_path / "whole.log").train()
+    once = asked(tmp_path / "whole.log")
+    folder, log = tmp_path / "search", tmp_path / "search.log"
+    rng = random.Random(search.__name__)
+    kills = 0
+    for _ in range(KILLS):
+        ended = killed(search, folder, log, rng.randint(1, once.total() // KILLS), rng.uniform(0, 0.006))
+        assert (folder / RESULT).exists() or not ended
+        kills += not ended
+    result = search(folder, log).train()
+    assert kills >= 6
+    assert comparable(result) == comparable(whole)
+    found = asked(log)
+    assert set(found) == set(once)
+    again = sum((found - once).values())
+    assert again <= result.spent["uncertain"] <= kills * BATCH
+    assert whole.spent["uncertain"] == 0
+    end = asked(log)
+    assert comparable(search(folder, log).train()) == comparable(whole)
+    assert asked(log) == end
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_beginning_of_the_ledger_leads_to_the_same_end(tmp_path, search):
+    """What a kill leaves is the ledger up to some byte."""
+    whole = search(tmp_path / "whole", tmp_path / "whole.log").train()
+    once, kept = asked(tmp_path / "whole.log"), (tmp_path / "whole" / FILE).read_bytes()
+    rng = random.Random(search.__name__)
+    ends = [0, 1, len(kept) - 1, len(kept), *(rng.randrange(len(kept)) for _ in range(6))]
+    ends.append(kept.index(b"\n", len(kept) // 2) + 1)
+    for number, end in enumerate(ends):
+        folder, log = tmp_path / f"{number}", tmp_path / f"{number}.log"
+        folder.mkdir()
+        (folder / FILE).write_bytes(kept[:end])
+        result = search(folder, log).train()
+        assert comparable(result) == comparable(whole)
+        assert not asked(log) - once
+        if end == len(kept):
+            assert not asked(log)
+        shutil.rmtree(folder)
+
+
+class Stop(HfDataOptError):
+    pass
+
+
+class Bomb:
+    """Raises the third time (``left`` is a list, since it is no setting of the reward)."""
+
+    def __init__(self, at):
+        self.left = [at]
+
+    def tick(self):
+        self.left[0] -= 1
+        if self.left[0] == 0:
+            raise Stop
+
+
+class Rewarded(Bomb):
+    def __call__(self, completions, **_):
+        self.tick()
+        return [int(completion) / 10 for completion in completions]
+
+
+@pytest.mark.parametrize("moment", ["reward", "tell", "leaders"])
+def test_stopped_between_the_calls(tmp_path, moment):
+    def search(folder, at):
+        model, bomb = Model(), Bomb(at)
+        rewarded = Rewarded(at if moment == "reward" else 0)
+        one = trainer(Listed(candidates(4)), model, reward_funcs=rewarded, output_dir=str(folder), max_calls=40)
+        told, leaders = one.optimizer.tell, one.optimizer.leaders
+
+        def tell(trials):
+            told(trials)
+            if moment == "tell":
+                bomb.tick()
+
+        def last(n):
+            if moment == "leaders" and n > 1:
+                bomb.tick()
+            return leaders(n)
+
+        one.optimizer.tell, one.optimizer.leaders = tell, last
+        return one, model
+
+    whole, model = search(tmp_path / "whole", 0)
+    expected, once = comparable(whole.train()), len(model.given)
+    one, first = search(tmp_path / "search", 1 if moment == "leaders" else 3)
+    with pytest.raises(Stop):
+        one.train()
+    one, second = search(tmp_path / "search", 0)
+    assert comparable(one.train()) == expected
+    assert len(first.given) + len(second.given) == once
