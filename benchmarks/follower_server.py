@@ -4,7 +4,7 @@
     POST /complete  {"role": "model"|"proposer", "prompts": [TEXT or {"ask": META_PROMPT, ...}...],
                      "max_new_tokens": N, "temperature": T, "seed": N}
                     -> {"texts": [...], "prompt_tokens": [...], "completion_tokens": [...], "spent": {...}}
-    GET  /spent     -> {"run", "budget", "calls", "proposer_calls", "tokens"}
+    GET  /spent     -> {"run", "budget", "calls", "proposer_calls", "tokens", "seconds"}
 
 A request that would take a run over its budget of model calls, even by one, is refused whole: status 429 and
 ``{"error": "budget"}``. Answers to greedy requests are remembered; each still counts. A proposer may be asked by the name
@@ -14,6 +14,7 @@ and arguments of one of :mod:`hfdataopt.prompting.meta_prompts`, the only questi
 import argparse
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,11 +62,12 @@ class Follower:
         """A new run. ``queries`` are the inputs that it will ask about: a new instruction is answered for all at once."""
         self.run, self.budget, self.seed, self.queries = run, budget, seed, tuple(queries)
         self.calls = self.proposer_calls = self.tokens = 0
+        self.seconds = 0.0  # of CPU
         self.draws: Counter[str] = Counter()
 
     def spent(self) -> dict[str, Any]:
         """What the present run has used."""
-        names = ("run", "budget", "calls", "proposer_calls", "tokens")
+        names = ("run", "budget", "calls", "proposer_calls", "tokens", "seconds")
         return {name: getattr(self, name) for name in names}
 
     def complete(
@@ -78,10 +80,10 @@ class Follower:
         """
         if role == "model" and self.calls + len(prompts) > self.budget:
             raise BudgetError(f"{len(prompts)} calls are asked for, {self.budget - self.calls} are left")
-        if temperature:
-            made = self._sample(prompts, max_new_tokens, temperature)
-        else:
-            made = self.answers(prompts, max_new_tokens)
+        started = time.thread_time()
+        drawn = temperature > 0
+        made = self._sample(prompts, max_new_tokens, temperature) if drawn else self.answers(prompts, max_new_tokens)
+        self.seconds += time.thread_time() - started
         if role == "model":
             self.calls += len(prompts)
         else:

@@ -110,31 +110,30 @@ def right(answer: str, wanted: str) -> bool:
 
 
 def main(search: Callable[[Client, str], str], methods: Sequence[str]) -> None:
-    """The command line of a driver; ``search(client, method)`` returns the best prompt."""
+    """The command line of a driver; ``search(client, method)`` returns the best prompt. Several tasks run one by one."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--server", required=True, help="URL of benchmarks/follower_server.py")
-    parser.add_argument("--task-file", type=Path, required=True, help='JSON: {"task", "items", "examples"}')
+    parser.add_argument("--task-file", type=Path, nargs="+", required=True, help='JSON: {"task", "items", "examples"}')
     parser.add_argument("--budget", type=int, required=True, help="calls of the scored model")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--method", choices=methods, default=methods[0])
     parser.add_argument(
         "--options", type=json.loads, default={}, help="JSON, in the place of the driver's own settings"
     )
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, nargs="+", required=True, help="a JSON file for each task file")
     arguments = parser.parse_args()
-    started = time.process_time()
-    rows = json.loads(arguments.task_file.read_text())
-    client = Client(arguments.server, rows, arguments.budget, arguments.seed, arguments.options)
-    random.seed(arguments.seed)
-    best = search(client, arguments.method)
-    client.note(best)
-    result = {
-        "prompt": best,
-        "curve": client.curve,
-        "calls": client.spent["calls"],
-        "proposer_calls": client.spent["proposer_calls"],
-        "tokens": client.spent["tokens"],
-        "seconds": time.process_time() - started,
-        "failures": client.failures,
-    }
-    arguments.out.write_text(json.dumps(result))
+    for task_file, out in zip(arguments.task_file, arguments.out, strict=True):
+        started = time.process_time()
+        rows = json.loads(task_file.read_text())
+        client = Client(arguments.server, rows, arguments.budget, arguments.seed, arguments.options)
+        random.seed(arguments.seed)
+        best = search(client, arguments.method)
+        client.note(best)
+        result = {
+            "prompt": best,
+            "curve": client.curve,
+            **{name: client.spent[name] for name in ("calls", "proposer_calls", "tokens", "seconds")},
+            "failures": client.failures,
+        }
+        result["seconds"] += time.process_time() - started
+        out.write_text(json.dumps(result))

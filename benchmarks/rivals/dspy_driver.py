@@ -10,14 +10,15 @@ What the follower cannot do for MIPROv2: read tips, describe the program, or imp
 that are not the defaults: ``OPTIONS``, chosen on the development tasks; trials go on until the budget ends.
 """
 
+import contextlib
 import os
 import random
 import re
 from typing import Any
 
 os.environ.setdefault("DSPY_CACHEDIR", os.getcwd())
-import dspy  # noqa: E402
-from client import BudgetSpent, Client, main, render, right, shown  # noqa: E402
+import dspy
+from client import BudgetSpent, Client, main, render, right, shown
 
 OPTIONS: dict[str, dict[int, dict[str, Any]]] = {
     "mipro": {
@@ -140,7 +141,7 @@ def search(client: Client, method: str) -> str:
     )
     optimizer.client, optimizer.needed = client, minibatch or items
     rows = random.Random(client.seed).sample(client.examples, min(options["train"], len(client.examples)))
-    try:
+    with contextlib.suppress(BudgetSpent):
         optimizer.compile(
             program,
             trainset=examples(rows),
@@ -149,8 +150,6 @@ def search(client: Client, method: str) -> str:
             minibatch=minibatch is not None,
             minibatch_size=minibatch or items,
         )
-    except BudgetSpent:
-        pass
     return client.curve[-1][1]
 
 

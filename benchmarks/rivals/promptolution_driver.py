@@ -106,7 +106,7 @@ class Notes(BaseCallback):
 def search(client: Client, method: str) -> str:
     logging.disable(logging.CRITICAL)
     random.seed(client.seed)
-    np.random.seed(client.seed)
+    np.random.seed(client.seed)  # noqa: NPY002 (what promptolution draws from)
     options = client.settings(OPTIONS[method])
 
     def task(rows: list[tuple[str, str]], block: int) -> ClassificationTask:
@@ -120,8 +120,8 @@ def search(client: Client, method: str) -> str:
     size = options.pop("population", client.budget // items)
     first = create_prompts_from_samples(task(client.examples, 1), proposer, n_samples=5, n_prompts=size)
     if method == "ape":
-        for place, text in enumerate(first):
-            found = scored.evaluate([Prompt(one) for one in first[: place + 1]], predictor).agg_scores
+        for count in range(1, len(first) + 1):
+            found = scored.evaluate([Prompt(one) for one in first[:count]], predictor).agg_scores
             client.note(first[int(np.argmax(found))])
         return str(client.curve[-1][1])
     client.note(first[0])

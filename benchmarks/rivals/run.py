@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,34 +61,33 @@ class Rivals:
             self.accuracies[task, prompt] = sum(rewards) / len(rewards)
         return self.accuracies[task, prompt]
 
-    def run(self, method: str, task: str, seed: int, budget: int, options: dict[str, Any]) -> dict[str, Any]:
-        """One search, as a line of the results."""
+    def run(self, method: str, tasks: Sequence[str], seed: int, budget: int, options: dict[str, Any]) -> Iterator[Any]:
+        """A search per task, in one process of the rival, as lines of the results."""
         environment, driver, name = METHODS[method]
-        config = PromptConfig(seed=seed, items=ITEMS.get(budget, 10))
-        split = split_items(read_items(world.rows(task, "train"), config, "train"), None, config, True)
-        rows = {
-            "task": task,
-            "items": [{"input": item.input, "answer": item.output} for item in split.items],
-            "examples": [{"input": item.input, "answer": item.output} for item in split.examples],
-        }
-        started = time.process_time()
         with tempfile.TemporaryDirectory() as scratch:
-            (task_file := Path(scratch, "rows.json")).write_text(json.dumps(rows))
-            out = Path(scratch, "result.json")
+            files = [Path(scratch, f"{task}.json") for task in tasks]
+            outs = [Path(scratch, f"{task}.out.json") for task in tasks]
+            for task, file in zip(tasks, files, strict=True):
+                file.write_text(json.dumps({"task": task, **rows_of(task, seed, budget)}))
             command = [
                 str((self.environments / environment / "bin" / "python").absolute()),
                 str(HERE / driver),
                 *("--server", f"http://127.0.0.1:{self.server.server_address[1]}"),
-                *("--task-file", str(task_file), "--budget", str(budget), "--seed", str(seed)),
-                *("--method", name, "--options", json.dumps(options), "--out", str(out)),
+                *("--budget", str(budget), "--seed", str(seed), "--method", name, "--options", json.dumps(options)),
+                *("--task-file", *map(str, files), "--out", *map(str, outs)),
             ]
-            done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{method} {task} {seed} {budget}: {(done.stderr or done.stdout)[-3000:]}")
-            found = json.loads(out.read_text())
+            done = subprocess.run(
+                command, cwd=scratch, capture_output=True, text=True, timeout=TIMEOUT * len(tasks), check=False
+            )
+            for task, out in zip(tasks, outs, strict=True):
+                if not out.exists():
+                    raise RuntimeError(f"{method} {task} {seed} {budget}: {(done.stderr or done.stdout)[-3000:]}")
+                yield self.line(method, task, seed, budget, json.loads(out.read_text()))
+
+    def line(self, method: str, task: str, seed: int, budget: int, found: dict[str, Any]) -> dict[str, Any]:
+        """A result of a driver with its accuracies."""
         if found["calls"] > budget:
             raise RuntimeError(f"{method} made {found['calls']} of {budget} calls")
-        served = time.process_time() - started
         return {
             "method": method,
             "task": task,
@@ -99,12 +99,20 @@ class Rivals:
             "votes": 0,
             "proposer_calls": found["proposer_calls"],
             "tokens": found["tokens"],
-            "seconds": round(found["seconds"] + served, 2),
+            "seconds": round(found["seconds"], 2),
             "curve": [[calls, self.accuracy(task, prompt)] for calls, prompt in found["curve"]],
             "prompt": found["prompt"],
             "exemplars": found["prompt"].count("Input:"),
             "failures": found["failures"],
         }
+
+
+def rows_of(task: str, seed: int, budget: int) -> dict[str, list[dict[str, Any]]]:
+    """The items and examples of our own searches."""
+    config = PromptConfig(seed=seed, items=ITEMS.get(budget, 10))
+    split = split_items(read_items(world.rows(task, "train"), config, "train"), None, config, True)
+    parts = {"items": split.items, "examples": split.examples}
+    return {name: [{"input": one.input, "answer": one.output} for one in part] for name, part in parts.items()}
 
 
 def main() -> None:
@@ -132,11 +140,10 @@ def main() -> None:
         for method in arguments.methods:
             for budget in arguments.budgets:
                 started = time.perf_counter()
-                for task in tasks:
-                    if (method, task, seed, budget) not in done:
-                        line = rivals.run(method, task, seed, budget, arguments.options)
-                        with arguments.out.open("a") as stream:
-                            stream.write(json.dumps(line) + "\n")
+                left = [task for task in tasks if (method, task, seed, budget) not in done]
+                for line in rivals.run(method, left, seed, budget, arguments.options) if left else ():
+                    with arguments.out.open("a") as stream:
+                        stream.write(json.dumps(line) + "\n")
                 spent = time.perf_counter() - started
                 print(f"seed {seed} {method} {budget} calls: {spent:.0f} s", file=sys.stderr, flush=True)
 
