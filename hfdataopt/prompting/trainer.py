@@ -93,6 +93,11 @@ class PromptTrainer:
         train = read_items(train_dataset, config, "train_dataset", blank=self.images)
         fresh = None if eval_dataset is None else read_items(eval_dataset, config, "eval_dataset", blank=self.images)
         self.split: Split = split_items(train, fresh, config, "examples" in needs)
+        if self.images and self.judge is None:
+            raise OptionError(
+                f"{WHO}: the model draws images, and optimizer {self.optimizer.name!r} learns from rewards of texts; take an "
+                "optimizer of preferences such as 'apohf'"
+            )
         self.model = model if self.images else _generator(model, processing_class, config, "model")
         self._proposer = self._make_proposer(model, proposer, processing_class) if "proposer" in needs else None
         self._encoder = encoder if encoder is not None else config.encoder

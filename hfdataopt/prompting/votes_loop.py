@@ -293,7 +293,10 @@ class _People:
         spent: BudgetSpent | None = None
         if wanted > 0:
             pending = [duel for duel, _ in self.open.values()]
-            duels, pairs, spent = loop.telling(loop.optimizer.ask(wanted, pending, search.services))
+            try:
+                duels, pairs, spent = loop.telling(loop.optimizer.ask(wanted, pending, search.services))
+            except BudgetSpent as out:  # of proposals, say; what is open is still worth an answer
+                duels, pairs, spent = [], [], out
             for duel, pair in zip(duels, pairs, strict=True):
                 question, flip = loop.question(duel, pair, str(self.asked))
                 self.asked += 1
