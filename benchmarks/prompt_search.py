@@ -180,9 +180,7 @@ class _Curve:
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, prompt_trainer: Any, **_: Any) -> None:
-        best = prompt_trainer.optimizer.best
-        spent = prompt_trainer._budget.spent
+    def on_step_end(self, args: Any, state: Any, control: Any, best: Any, spent: Any, **_: Any) -> None:
         if best is not None:
             self.curve.append((spent.calls if self.kind == "calls" else spent.judge_calls, best))
 

@@ -103,12 +103,14 @@ class Search:
         self.history.append(entry)
         every = self.config.logging_steps
         if every and step % every == 0:
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in entry.items())
-            say(f"{shown}" + (f"; best {describe(best[0])}" if best else ""))
+            line = ", ".join(f"{name} {value:.4g}" for name, value in entry.items())
+            say(line + (f"; best {describe(best[0])}" if best else ""))
             numbers = entry | {"tokens": spent.tokens, "proposer_calls": spent.proposer_calls, "cost": spent.cost}
             self.log(numbers)
             self.event("on_log", logs=numbers)
-        self.event("on_step_end", best_prompt=None if best is None else best[0].instruction, **told)
+        candidate = None if best is None else best[0]
+        shown = None if candidate is None else candidate.instruction
+        self.event("on_step_end", best=candidate, best_prompt=shown, spent=spent, **told)
 
     def log(self, numbers: dict[str, float]) -> None:
         """Hand numbers to the trackers."""
