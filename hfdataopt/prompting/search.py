@@ -114,8 +114,9 @@ class Search:
 
     def log(self, numbers: dict[str, float]) -> None:
         """Hand numbers to the trackers."""
+        shown = {name: value for name, value in numbers.items() if name != "step"}
         for tracker in self.trackers:
-            tracker.log(numbers, step=self.state.global_step)
+            tracker.log(shown, step=self.state.global_step)
 
     def event(self, name: str, **more: Any) -> None:
         """Tell the callbacks."""

@@ -6,6 +6,8 @@ from typing import Any
 from hfdataopt.errors import MissingDependencyError, OptionError
 from hfdataopt.prompting.config import PromptConfig
 
+NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+
 
 def check_trackers(config: PromptConfig) -> list[str]:
     """Names of the trackers of ``report_to``.
@@ -37,14 +39,18 @@ def open_trackers(config: PromptConfig) -> list[Any]:
     names = check_trackers(config)
     if not names:
         return []
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    PartialState()  # the trackers do not start without it
     trackers = []
     for name in names:
         kind = LOGGER_TYPE_TO_CLASS[name]
         run = config.run_name or (Path(config.output_dir).name if config.output_dir else "prompt-search")
-        place = {"logging_dir": config.output_dir or "."} if kind.requires_logging_directory else {}
-        tracker = kind(run if kind.requires_logging_directory else config.project, **place)
+        if kind.requires_logging_directory:
+            tracker = kind(run, logging_dir=config.output_dir or ".")
+        else:
+            tracker = kind(config.project, **{NAME_OF_RUN[name]: run} if name in NAME_OF_RUN else {})
         if hasattr(tracker, "start"):
             tracker.start()
         tracker.store_init_configuration(
