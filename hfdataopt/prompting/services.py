@@ -239,17 +239,25 @@ class HostServices:
         fresh = dict.fromkeys(key for key in keys if key not in self._requests.used)
         if len(fresh) > budget.left("model"):
             raise BudgetSpent(f"{len(fresh)} model calls are needed, and {budget.left('model'):g} are left")
+        for key in fresh:
+            if key in ledger.answers:
+                self._requests._count("model", key, 1)
         missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in ledger.answers}
         if missing:
             prompts, completions = map(list, zip(*missing.values(), strict=True))
-            values = log_likelihoods(
-                self._model.model, self._model.processing_class, prompts, completions, self._model.batch_size
-            )
-            for key, (prompt, completion), value in zip(missing, missing.values(), values, strict=True):
-                into, out = self._model.count_tokens(prompt), self._model.count_tokens(completion)
-                ledger.answer(key, "likelihood", value=float(value), tokens=[into, out])
-        for key in fresh:
-            self._requests._count("model", key, 1)
+            sizes = [tuple(map(self._model.count_tokens, pair)) for pair in missing.values()]
+            bound = sum(into for into, _ in sizes), sum(out for _, out in sizes)
+            if not budget.reserve("model", *bound):
+                raise BudgetSpent(budget.out_of() or "the next likelihoods would go over max_tokens or max_cost")
+            try:
+                values = log_likelihoods(
+                    self._model.model, self._model.processing_class, prompts, completions, self._model.batch_size
+                )
+            finally:
+                budget.release("model", *bound)
+            for key, size, value in zip(missing, sizes, values, strict=True):
+                ledger.answer(key, "likelihood", value=float(value), tokens=list(size))
+                self._requests._count("model", key, 1)
         return np.array([ledger.answers[key]["value"] for key in keys]).reshape(len(candidates), len(items))
 
     def judge(self, generator: Any, messages: Sequence[Messages], keys: Sequence[str]) -> list[str]:

@@ -11,11 +11,13 @@ import pytest
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.generation import CallableGenerator, EndpointGenerator
 from hfdataopt.prompting.budget import Budget
+from hfdataopt.prompting.candidate import Candidate
 from hfdataopt.prompting.judges import ModelJudge, RewardJudge
 from hfdataopt.prompting.tasks.chain_of_thought import ChainOfThought
 
 from ..generation.test_endpoint import Server
-from .searches import Duels, Listed, Model, Proposer, candidates, digit, digit_of, trainer
+from ..tiny import llama, tokenizer
+from .searches import Duels, Listed, Model, Proposer, candidates, comparable, digit, digit_of, trainer
 
 TOO_SMALL = (OptionError, DataError)
 
@@ -331,3 +333,40 @@ def test_what_is_under_way_counts_with_its_most():
     assert Budget(seconds=10, before=11).out_of() == "max_seconds=10"
     assert Budget(calls=3).left("model") == 3
     assert Budget().left("judge") == math.inf
+
+
+@pytest.mark.parametrize("limits", [{"max_tokens": 45}, {"max_calls": 7}, {"max_seconds": 0.0}, {}])
+def test_likelihoods_of_a_local_model_stay_within_the_limits_and_are_kept(tmp_path, limits):
+    rows = [{"prompt": text, "answer": "fine"} for text in ("the film was", "it was", "the plot", "very", "and it")]
+    found = []
+
+    class Likely(Listed):
+        def ask(self, n, pending=(), services=None):
+            asked = super().ask(n, pending, services)
+            if asked:
+                outputs = [item.output for item in self.task.items]
+                found.append(services.log_likelihood(asked, self.task.items, outputs).tolist())
+            return asked
+
+    def run():
+        options = {"items": 3, "leaders": 0, "max_new_tokens": 2, "output_dir": str(tmp_path), **limits}
+        one = trainer(
+            *(Likely([Candidate("the scene"), Candidate("lovely")]), llama(), rows),
+            processing_class=tokenizer(special=False),
+            reward_funcs=lambda completions, **_: [0.0] * len(completions),
+            **options,
+        )
+        return one.train()
+
+    try:
+        result = run()
+    except DataError:
+        assert "max_seconds" in limits
+        return
+    assert result.spent["tokens"] <= limits.get("max_tokens", math.inf)
+    assert result.spent["calls"] <= limits.get("max_calls", math.inf)
+    first = list(found)
+    assert (len(first) == 2) == (not limits)
+    again = run()
+    assert found == first * 2
+    assert comparable(again) == comparable(result)
