@@ -132,7 +132,7 @@ class PoolOptimizer(PromptOptimizer):
         most = len(self.task.items)
         if self.first_items is not None or self.task.calls is None:
             return self.first_items or most
-        return min(most, max(2, int(math.sqrt(self.task.calls) / 2)))
+        return min(most, max(2, int(math.sqrt(self.task.calls) / 3)))
 
     def chosen(self, rows: Sequence[int]) -> None:
         """Rows were taken in this order; some may have turned out to be known instructions."""
@@ -176,8 +176,8 @@ class PoolOptimizer(PromptOptimizer):
             self._open(services)
         waiting = {query.candidate.key for query in pending}
         if self._spent() < self._exploring():
-            return self._new(n, waiting, services) or self._promote(n, waiting)
-        return self._promote(n, waiting) or self._new(n, waiting, services)
+            return self._new(n, waiting, services) or self._promote(n, waiting, None)
+        return self._promote(n, waiting, PROMOTED) or self._new(n, waiting, services) or self._promote(n, waiting, None)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         super().tell(trials)
@@ -274,11 +274,11 @@ class PoolOptimizer(PromptOptimizer):
         candidate = self._candidates[row]
         return row not in self._unreadable and (candidate is None or candidate.key not in self._asked)
 
-    def _promote(self, n: int, waiting: set[str]) -> list[Query]:
-        """Leaders on twice as many items, those with the fewest first."""
+    def _promote(self, n: int, waiting: set[str], most: int | None) -> list[Query]:
+        """The ``most`` best (None = all) on twice as many items, those with the fewest first."""
         left = self._left()
         by_key = {trial.candidate.key: trial.candidate for trial in self.trials}
-        leaders = [key for key in self._ranked() if key not in waiting][:PROMOTED]
+        leaders = [key for key in self._ranked() if key not in waiting][:most]
         found: list[Query] = []
         for key in sorted(leaders, key=lambda key: self._asked[key]):
             have = self._asked[key]

@@ -280,4 +280,4 @@ def test_options():
 def test_queries_are_of_the_common_items_first():
     optimizer = small()
     optimizer.start(task(calls=50))
-    assert optimizer.ask(1, (), text_services()) == [Query(optimizer._candidates[optimizer._order[0]], 3)]
+    assert optimizer.ask(1, (), text_services()) == [Query(optimizer._candidates[optimizer._order[0]], 2)]
