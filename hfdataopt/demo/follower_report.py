@@ -18,7 +18,7 @@ import torch
 
 from hfdataopt.demo import follower_tasks as world
 from hfdataopt.demo.follower_tasks import REPORTED_TASKS, SLOTS, TASKS, Item, Phrasing, items, parts
-from hfdataopt.demo.make_follower import REASONS, Row, examples_of, forward, pack, practice, reasons
+from hfdataopt.demo.make_follower import REASONS, Row, encode, examples_of, forward, pack, practice, reasons
 from hfdataopt.prompting import meta_prompts
 from hfdataopt.prompting.meta_prompts import Example, Mistake
 
@@ -34,7 +34,7 @@ def correct(
     """Whether greedy decoding answers each of ``asked`` and then ends [n]; one pass over all of them."""
     prefix = instruction + "".join(f"\n\n{world.query(item.input)} {item.answer}" for item in exemplars)
     row = Row(prefix, [(world.query(item.input), item.answer) for item in asked])
-    size = len(asked) + len(tokenizer("\n".join([prefix, *chain(*row.branches)]))["input_ids"])
+    size = len(asked) + sum(map(len, encode(tokenizer, [prefix, *chain(*row.branches)])))
     batch = next(pack(tokenizer, iter([row] * 64), lines=1, length=size))
     wanted = batch.targets[batch.targets != -100]
     right = (forward(model, batch).argmax(-1) == wanted).tolist()
@@ -97,7 +97,7 @@ class Report:
         """One answer to each of many meta-prompts."""
         return generate(self.model, self.tokenizer, [_text(m) for m in messages], temperature=temperature, seed=seed)
 
-    def execution(self, n: int = 40) -> None:
+    def execution(self, n: int = 30) -> None:
         """Best, held-out, idle and foreign instructions, demonstrations, and how well the grading is kept."""
         print("task            best  spearman  |error|  held-out: spearman |error|  none  junk  other  0..4 exemplars")
         junk = [

@@ -415,7 +415,8 @@ def pack(
 ) -> Iterator[Batch]:
     """Batches of packed rows, without end."""
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    idle = set(tokenizer.convert_tokens_to_ids(sorted(IDLE_WORDS)))
+    known = tokenizer.get_vocab()
+    idle = {known[word] for word in IDLE_WORDS}
     waiting: list[Row] = []
     while True:
         packed: list[_Line] = []
