@@ -335,7 +335,7 @@ def test_what_is_under_way_counts_with_its_most():
     assert Budget().left("judge") == math.inf
 
 
-@pytest.mark.parametrize("limits", [{"max_tokens": 45}, {"max_calls": 7}, {"max_seconds": 0.0}, {}])
+@pytest.mark.parametrize("limits", [{"max_tokens": 36}, {"max_calls": 7}, {"max_seconds": 0.0}, {}])
 def test_likelihoods_of_a_local_model_stay_within_the_limits_and_are_kept(tmp_path, limits):
     rows = [{"prompt": text, "answer": "fine"} for text in ("the film was", "it was", "the plot", "very", "and it")]
     found = []
