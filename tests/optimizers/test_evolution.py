@@ -127,6 +127,13 @@ def test_annealing_at_temperature_0_is_a_climb():
     assert quality(optimizer.best.instruction) >= max(induced)
 
 
+def test_annealing_without_a_single_reward_ends():
+    optimizer = Evolution(strategy="annealing", edits=LOCAL, components=PARTS, pool_size=0)
+    search.run(optimizer, search.task(ITEMS, calls=60), lambda *_: math.nan, search.PlainServices(), 100)
+    assert optimizer.best is None
+    assert optimizer.paid <= 60
+
+
 def test_a_component_is_rephrased_in_its_place():
     optimizer = Evolution(edits=["rephrase"], components=PARTS, pool_size=0, strategy="hill-climbing")
     helpers = search.PlainServices(lambda text, number: f"other words {number}")

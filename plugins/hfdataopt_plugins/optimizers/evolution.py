@@ -148,7 +148,8 @@ class Evolution(RoundsOptimizer):
                 trials = yield from self.score([one], seen)
                 if not trials:
                     return population
-                highest = max(float(reward) for trial in self.trials for reward in trial.rewards if reward == reward)
+                rewards = (float(reward) for trial in self.trials for reward in trial.rewards if reward == reward)
+                highest = max(rewards, default=0.0)
                 total = float(np.nansum(trials[0].rewards))
                 if (total + highest * (items - seen)) / items < wanted - 1e-12:
                     return population
