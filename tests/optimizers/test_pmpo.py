@@ -57,6 +57,14 @@ def test_without_preferences_it_is_that_of_the_answers():
     assert values == pytest.approx(quality(optimizer.seen[key].instruction) - np.arange(ITEMS) / 10)
 
 
+def test_a_likelihood_that_is_no_number_comes_last():
+    optimizer, helpers = Pmpo(), Likelihoods()
+    search.run(optimizer, search.task(ITEMS, calls=150), reward, helpers, 500)
+    last = optimizer.by_likelihood()[0]
+    optimizer.margins[last.key] = np.full(ITEMS, np.nan)
+    assert optimizer.by_likelihood()[-1] == last
+
+
 def test_the_proposer_reads_the_least_likely_rows():
     optimizer, helpers = Pmpo(worst=2), Likelihoods()
     search.run(optimizer, search.task(ITEMS, calls=150), reward, helpers, 500)

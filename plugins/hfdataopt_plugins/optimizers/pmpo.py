@@ -116,8 +116,7 @@ class Pmpo(RoundsOptimizer):
         """Measured candidates, best first."""
         means = {key: float(np.mean(values)) for key, values in self.margins.items()}
         return [
-            self.seen[key]
-            for key in sorted(means, key=lambda key: -math.inf if math.isnan(means[key]) else -means[key])
+            self.seen[key] for key in sorted(means, key=lambda key: math.inf if math.isnan(means[key]) else -means[key])
         ]
 
     def rewrites(self, parent: Candidate, round_: int, count: int) -> list[Candidate]:
