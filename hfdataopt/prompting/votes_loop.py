@@ -286,10 +286,12 @@ class _People:
         """Ask for as many duels as may be open; how the search ended where none is open then."""
         loop, search = self.loop, self.search
         each, steps = loop.judge.calls_per_question, search.config.max_steps
-        left = search.budget.left("judge") // each - len(self.open)
+        most: list[float] = [search.config.parallel]
+        if search.config.max_judge_calls is not None:
+            most.append(search.budget.left("judge") // each)
         if steps is not None:
-            left = min(left, steps - search.state.global_step - len(self.open))
-        wanted = int(min(search.config.parallel - len(self.open), left))
+            most.append(steps - search.state.global_step)
+        wanted = int(min(most)) - len(self.open)
         spent: BudgetSpent | None = None
         if wanted > 0:
             pending = [duel for duel, _ in self.open.values()]

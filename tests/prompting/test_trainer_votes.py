@@ -382,8 +382,10 @@ def test_the_search_ends_when_nothing_is_open_and_nothing_more_asked_for():
     result.optimizer.rounds = 9
     found = result.train()
     assert (len(found.votes), found.reason) == (9, "the optimizer has nothing more to ask")
-    steps = trainer(Duels(candidates(3)), judge=Crowd(undo=0), max_steps=5, parallel=4).train()
+    crowd = Crowd(undo=0)
+    steps = trainer(Duels(candidates(3)), judge=crowd, max_steps=5, parallel=4).train()
     assert (len(steps.votes), steps.reason) == (5, "max_steps=5")
+    assert len(crowd.seen) == 5  # nobody is asked for what no step is left for
 
 
 def test_a_person_at_the_terminal_leaves_undoes_and_comes_back(tmp_path):
