@@ -1,5 +1,6 @@
 """``PromptTrainer``: runs a prompt optimizer on a model, TRL reward functions or a judge, and a dataset, within a budget."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,12 @@ class PromptTrainer:
 
     def _leaders(self, reason: str) -> list[Candidate]:
         found = self.optimizer.leaders(max(self.args.leaders, 1))
+        trials = self.optimizer.trials
+        if not found and trials and all(math.isnan(trial.score) for trial in trials):
+            raise DataError(
+                f"{WHO}: none of the {len(trials)} trials has a reward ({reason}): the reward functions returned None for every "
+                "answer, or no prompt could be read by the model"
+            )
         if not found and isinstance(self.optimizer, PreferenceOptimizer) and self.optimizer.best is not None:
             found = [self.optimizer.best]
         if not found:

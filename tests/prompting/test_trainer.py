@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, load_dataset
 from transformers import TrainerCallback
 
-from hfdataopt.errors import OptionError
+from hfdataopt.errors import DataError, OptionError
 from hfdataopt.plugins import host
 from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.prompting.candidate import Candidate, Exemplar, Query
@@ -266,6 +266,11 @@ def test_a_candidate_that_no_function_has_an_opinion_on_is_told_and_is_no_leader
     assert np.isnan(result.trials[0].score)
     assert [leader.candidate.instruction for leader in result.leaders] == ["instruction 1"]
     json.loads((tmp_path / "result.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_no_opinion_at_all_is_said():
+    with pytest.raises(DataError, match="none of the 2 trials has a reward .*returned None for every answer"):
+        trainer(Listed(candidates(2)), reward_funcs=lambda completions, **_: [None] * len(completions)).train()
 
 
 # -- what is written and told
