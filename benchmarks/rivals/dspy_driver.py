@@ -2,9 +2,9 @@
 
 The program is one predictor, "input -> output". An adapter of DSPy renders its instruction and demonstrations as the
 follower knows them, and translates the proposer's questions: the request for an instruction becomes ``induce``, from the
-bootstrapped demonstrations that DSPy shows and from the rows of its dataset summary. Summaries hand the rows on as they
-are, since the follower cannot summarise. The first instruction is an induced one. The examples are the training rows, the
-items the validation set.
+bootstrapped demonstrations that DSPy shows and from the rows of its dataset summary. The follower cannot summarise: a
+summary holds all examples as they are, also where the training rows, on which DSPy bootstraps at the budget's cost, are
+fewer. The first instruction is an induced one. The items are the validation set.
 
 What the follower cannot do for MIPROv2: read tips, describe the program, or improve on the basic instruction. Settings
 that are not the defaults: ``OPTIONS``, chosen on the development tasks; trials go on until the budget ends.
@@ -33,7 +33,6 @@ OPTIONS: dict[str, dict[int, dict[str, Any]]] = {
     },
 }
 PAIR = re.compile(r"Input: (.*)\nOutput: (.*)")
-ROW = re.compile(r"'input': '([^']*)', 'output': '([^']*)'")
 SHOWN = 5
 
 
@@ -61,8 +60,7 @@ class Adapter(dspy.Adapter):
         if field == "output":
             text = self.client.answers([render(text_of(signature.instructions, demos), inputs["input"])])[0]
         elif field == "observations":
-            rows = ROW.findall(inputs["examples"])
-            text = "\n\n".join(f"Input: {a}\nOutput: {b}" for a, b in rows) + "\n\n"
+            text = shown(self.client.examples) + "\n\n"
         elif field == "summary":
             text = inputs["observations"]
         elif field == "proposed_instruction":
@@ -73,7 +71,7 @@ class Adapter(dspy.Adapter):
 
     def propose(self, demos: str, summary: str) -> str:
         rows = PAIR.findall(demos)[:SHOWN]
-        rest = [pair for pair in PAIR.findall(summary) if pair not in rows]
+        rest = [pair for pair in dict.fromkeys(PAIR.findall(summary)) if pair not in rows]
         return self.client.ask(
             [{"ask": "induce", "examples": rows + self.client.rng.sample(rest, min(SHOWN - len(rows), len(rest)))}]
         )[0]
