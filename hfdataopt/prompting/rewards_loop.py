@@ -230,12 +230,10 @@ class RewardsLoop:
         again: Known = {}
         if items:
             known, self.known = self.known, {}
-            try:
-                self._score([Query(candidate, items) for candidate in leaders], keep=0)
-                again = self.known
-            except BudgetSpent as spent:
-                say(f"{WHO}: the leaders were not scored again: {spent}")
-            self.known = known
+            _, short = self._score([Query(candidate, items) for candidate in leaders], keep=0)
+            again, self.known = self.known, known
+            if short:
+                say(f"{WHO}: {len(again)} of {len(leaders)} leaders were scored again on fresh items: {short}")
         found = [self._leader(candidate, again.get(candidate.key, {})) for candidate in leaders]
 
         def pooled(leader: Leader) -> float:
@@ -243,7 +241,8 @@ class RewardsLoop:
             return total / max(leader.items + leader.fresh_items, 1)
 
         widest = max(leader.items for leader in found)
-        return sorted(found, key=lambda leader: (leader.items < widest, -pooled(leader)))
+        # One that was not scored again has only the score that flatters it.
+        return sorted(found, key=lambda leader: (leader.items < widest, not leader.fresh_items, -pooled(leader)))
 
     def _leader(self, candidate: Candidate, fresh: dict[RowId, tuple[float, str]]) -> Leader:
         common = {item.id for item in self.search.split.items}

@@ -8,6 +8,7 @@ from datasets import Dataset, load_dataset
 from transformers import TrainerCallback
 
 from hfdataopt.errors import DataError, OptionError
+from hfdataopt.generation import CallableGenerator
 from hfdataopt.plugins import host
 from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.prompting.candidate import Candidate, Exemplar, Query
@@ -140,6 +141,20 @@ def test_the_leaders_are_scored_again_on_fresh_items_with_an_interval():
     assert {leader.candidate for leader in result.leaders} == set(top)
 
 
+def test_leaders_that_the_budget_does_not_score_again_are_said_and_come_last(capsys):
+    def search(**limits):
+        model = CallableGenerator(Model(), max_new_tokens=1)
+        return trainer(Listed(candidates(6)), model=model, final_items=4, **limits).train()
+
+    spent = search(leaders=0).spent["tokens"]
+    result = search(max_tokens=int(spent) + 250)  # one leader's four items take about 200, set aside with their most
+    again = [leader.fresh_items for leader in result.leaders]
+    assert again == [4] * again.count(4) + [0] * again.count(0)
+    assert 0 < again.count(4) < 3
+    assert result.spent["tokens"] <= spent + 250
+    assert f"{again.count(4)} of 3 leaders were scored again on fresh items" in capsys.readouterr().err
+
+
 def test_fresh_items_are_those_of_the_evaluation_dataset_where_there_is_one():
     model = Model()
     other = [{"prompt": f"other {i}"} for i in range(9)]
@@ -269,7 +284,7 @@ def test_a_candidate_that_no_function_has_an_opinion_on_is_told_and_is_no_leader
 
 
 def test_no_opinion_at_all_is_said():
-    with pytest.raises(DataError, match="none of the 2 trials has a reward .*returned None for every answer"):
+    with pytest.raises(DataError, match=r"none of the 2 trials has a reward .*returned None for every answer"):
         trainer(Listed(candidates(2)), reward_funcs=lambda completions, **_: [None] * len(completions)).train()
 
 
