@@ -101,6 +101,9 @@ class PromptTrainer:
             )
         self.model = model if self.images else _generator(model, processing_class, config, "model")
         self._proposer = self._make_proposer(model, proposer, processing_class) if "proposer" in needs else None
+        self._prices: dict[str, Any] = dict(self.args.prices or {})  # type: ignore[arg-type]
+        if proposer is None and config.proposer is None and "model" in self._prices:
+            self._prices.setdefault("proposer", self._prices["model"])  # the same model
         self._encoder = encoder if encoder is not None else config.encoder
         self._white_box = _white_box(white_box if white_box is not None else config.white_box)
         for role, thing in (("encoder", self._encoder), ("white_box", self._white_box)):
@@ -192,7 +195,6 @@ class PromptTrainer:
 
     def _budget(self, ledger: Ledger) -> Budget:
         config = self.args
-        prices: Any = config.prices or {}
         return Budget(
             config.max_calls,
             config.max_proposer_calls,
@@ -200,7 +202,7 @@ class PromptTrainer:
             config.max_tokens,
             config.max_seconds,
             config.max_cost,
-            {role: (float(into), float(out)) for role, (into, out) in prices.items()},
+            {role: (float(into), float(out)) for role, (into, out) in self._prices.items()},
             before=ledger.seconds,
         )
 
@@ -352,12 +354,15 @@ class PromptTrainer:
         """Limits of tokens or money need generators that say how long their answers can be."""
         limit = next((name for name in ("max_tokens", "max_cost") if getattr(self.args, name) is not None), None)
         judge = getattr(self.judge, "generator", None)
-        for role, generator in (("model", self.model), ("proposer", self._proposer), ("judge", judge)):
-            if limit and not self.images and generator is not None and generator.max_new_tokens is None:
+        model = None if self.images else self.model
+        for role, generator in (("model", model), ("proposer", self._proposer), ("judge", judge)):
+            if limit and generator is not None and generator.max_new_tokens is None:
                 raise OptionError(
                     f"{WHO}: {limit} needs to know the most tokens of an answer, and the {role} does not say; hand over "
                     "CallableGenerator(function, max_new_tokens=...)"
                 )
+            if self.args.max_cost is not None and generator is not None and role not in self._prices:
+                raise OptionError(f"{WHO}: max_cost needs prices[{role!r}]; [0, 0] where the {role} costs nothing")
 
 
 def _optimizer(given: Any, config: PromptConfig) -> PromptOptimizer:

@@ -201,6 +201,19 @@ def test_a_limit_of_tokens_needs_a_model_that_says_how_long_answers_are():
     assert model.given == []
 
 
+def test_money_counts_what_the_model_writes_as_a_proposer_and_every_role_needs_a_price():
+    model = CallableGenerator(Model(), max_new_tokens=4)
+    limits = {"max_cost": 0.01, "prices": {"model": [10, 10]}, "leaders": 0}
+    result = trainer(Listed([4, *candidates(2)], roles=["proposer"]), model, **limits).train()
+    assert result.spent["proposer_calls"] == 4
+    assert result.spent["cost"] == pytest.approx(result.spent["tokens"] * 10 / 1e6)
+    other = CallableGenerator(Proposer(), max_new_tokens=4)
+    with pytest.raises(OptionError, match=r"max_cost needs prices\['proposer'\]; \[0, 0\] where"):
+        trainer(Listed([1], roles=["proposer"]), model, proposer=other, **limits)
+    with pytest.raises(OptionError, match=r"max_cost needs prices\['judge'\]"):
+        trainer(Duels(candidates(2)), model, judge=ModelJudge(model), **limits)
+
+
 def test_nothing_is_sent_after_the_time_is_up_and_a_restart_finds_the_same(tmp_path):
     def run(model):
         options = {"max_seconds": 0.4, "leaders": 1, "output_dir": str(tmp_path)}
