@@ -158,7 +158,7 @@ class HostServices:
         proposer = self._need(self._proposer, "proposer")
         if temperature is not None:
             proposer = changed(proposer, "proposer", temperature=float(temperature))
-        left = self._requests.budget.left("proposer") // calls_of(proposer)
+        left = self._requests.budget.left("proposer") / calls_of(proposer)
         if left < 1:
             raise BudgetSpent("max_proposer_calls are used up")
         prompts = [as_prompt(proposer, one) for one in messages[: int(min(len(messages), left))]]
