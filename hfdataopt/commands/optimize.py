@@ -115,6 +115,10 @@ def _search(arguments: OptimizeArguments, config: Any, optimizer: Any) -> int:
 
     if (arguments.judge is None) == (arguments.reward_funcs is None):
         raise OptionError(f"give --reward_funcs or --judge; got {'neither' if arguments.judge is None else 'both'}")
+    if arguments.criterion and arguments.judge in (None, "terminal"):
+        raise OptionError("--criterion is for --judge human, or for a judge that is a model")
+    if arguments.port and arguments.judge != "human":
+        raise OptionError("--port is for --judge human")
     if arguments.output is not None and Path(arguments.output).exists():
         raise OptionError(f"--output {arguments.output}: is there already; name another place")
     if config.output_dir is None:

@@ -63,6 +63,8 @@ def test_the_help_has_the_options_of_search_and_optimizer(capsys):
     ("more", "says"),
     [
         (["--judge", "terminal"], "give --reward_funcs or --judge; got both"),
+        (["--criterion", "politeness"], "--criterion is for --judge human"),
+        (["--port", "8000"], "--port is for --judge human"),
         (["--demonstration", "3"], "accepts: pool_size, demonstrations"),
         (["--items", "many"], "--items"),
         (["--demonstrations", "many"], "random: option demonstrations='many' is not allowed"),
