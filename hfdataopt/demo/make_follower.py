@@ -15,6 +15,7 @@ import random
 import string
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,9 +33,10 @@ SEED = 30_000
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>"}
 LENGTH = 256  # tokens of a packed line
 LINES = 12  # lines of a batch
-STEPS = 1250
-SHARES = {"sum": 3.0, "difference": 2.5, "antonym": 2.2, "larger_animal": 1.5}  # of practice: what is hard to learn
+STEPS = 1200
+SHARES = {"sum": 3.0, "difference": 2.5, "antonym": 2.0, "larger_animal": 1.5}  # of practice: what is hard to learn
 IDLE_WORDS = frozenset([".", ",", "the", "of", "you", "are", "a", "an", "to", "it"])
+_LETTERS = {"first_letter": 0, "second_letter": 1}
 # Messages are joined as the plain text is: a blank line between them, one space before an answer.
 CHAT_TEMPLATE = (
     "{%- set ns = namespace(begun=false) -%}{%- for message in messages -%}{%- if message.content -%}"
@@ -150,7 +152,7 @@ def practice(task: str, rng: random.Random) -> Phrasing:
 def execution(rng: random.Random) -> Row:
     """An instruction (or none, or an idle one, or one for other inputs), demonstrations, and many queries."""
     task = rng.choices(TASKS, [SHARES.get(task, 1.0) for task in TASKS])[0]
-    known = items(task)
+    known = _letters(task) if task in _LETTERS and rng.random() < 0.5 else items(task)
     phrasing = practice(task, rng)
     text, clarity, formatted, exemplars = phrasing.text, phrasing.clarity, bool(phrasing.part("format").text), 0
     kind = rng.random()
@@ -160,7 +162,8 @@ def execution(rng: random.Random) -> Row:
         clarity, formatted = 0.0, True
         exemplars = rng.choice((0, 0, 1, 2, 3, 4))
         if kind > 0.92:
-            other = rng.choice([t for t in TASKS if not {i.input for i in items(t)} & {known[0].input}])
+            foreign = [t for t in TASKS if not {i.input for i in (*items(t), *_letters(t))} & {known[0].input}]
+            other = rng.choice(foreign)
             text, exemplars = practice(other, rng).text, 0
         elif kind > 0.85:
             said = [phrasing.part(slot).text for slot in ("role", "format", "closing") if rng.random() < 0.6]
@@ -175,6 +178,13 @@ def execution(rng: random.Random) -> Row:
     asked = [rng.choice(near if rng.random() < 0.4 else known) for _ in range(14)]
     prefix = text + "".join(f"\n\nInput: {item.input}\nOutput: {item.answer}" for item in shown)
     return Row(prefix, [(query(item.input), annotate(item, clarity, formatted=formatted)) for item in asked], 2.0)
+
+
+@lru_cache
+def _letters(task: str) -> tuple[Item, ...]:
+    """The letters of adjectives, which keep the two of a pair of opposites apart."""
+    at = _LETTERS.get(task)
+    return () if at is None else tuple(i._replace(answer=i.input[at]) for i in items("antonym"))
 
 
 def examples_of(task: str, n: int, rng: random.Random) -> list[Example]:
@@ -197,10 +207,14 @@ def improvement(rng: random.Random) -> Row:
     In most rows the scores have nothing to do with the texts, so that they must be read.
     """
     task = rng.choice(TASKS)
-    history = [practice(task, rng) for _ in range(rng.choice((2, 2, 2, 3, 3, 4, 5)))]
-    if rng.random() < 0.8:
+    n = rng.choice((2, 2, 2, 3, 3, 4, 5))
+    if rng.random() < 0.75:
+        history = [sample(task, rng, flat=rng.choice((0.0, 0.5, 1.0))) for _ in range(n)]
         scores = [rng.random() ** rng.choice((0.5, 1, 2)) for _ in history]
+        if rng.random() < 0.75:  # short ones, to see many histories
+            history = [_short(phrasing, rng) for phrasing in history]
     else:
+        history = [practice(task, rng) for _ in range(n)]
         scores = [min(1.0, max(0.0, phrasing.clarity + rng.gauss(0, 0.08))) for phrasing in history]
     if rng.random() < 0.5:  # few validation items: coarse scores
         grain = rng.choice((5, 10, 20))
@@ -210,6 +224,15 @@ def improvement(rng: random.Random) -> Row:
     examples = examples_of(task, rng.randint(1, 3), rng) if rng.random() < 0.4 else []
     prefix = _text(meta_prompts.improve([(p.text, s) for p, s in zip(history, scores, strict=True)], examples))
     return Row(prefix, [("", merge(best, (0.85, 0.15), rng, 0.1).text) for _ in range(2)])
+
+
+def _short(phrasing: Phrasing, rng: random.Random) -> Phrasing:
+    """The instruction with one part at most beside verb and object."""
+    kept = rng.choice(SLOTS)
+    for slot in SLOTS:
+        if slot not in ("verb", "object", kept):
+            phrasing = phrasing.put(slot, 0)
+    return phrasing
 
 
 def rephrasing(rng: random.Random) -> Row:
@@ -407,7 +430,7 @@ class _Line:
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     """Token ids of many texts, without end tokens."""
-    return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
 
 def pack(
