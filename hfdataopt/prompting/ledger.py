@@ -87,6 +87,7 @@ class Ledger:
             elif kind == "answer":
                 self.answers[line["key"]] = line
                 self.sent.discard(line["key"])
+                self.seconds = max(self.seconds, line.get("seconds", 0.0))  # a killed run tells no end
             elif kind == "seconds":
                 self.seconds = line["seconds"]
             elif kind == "event":

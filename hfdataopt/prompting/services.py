@@ -90,7 +90,8 @@ class Requests:
             if out is None:
                 out = len(completion.text.encode()) if completion.token_ids is None else len(completion.token_ids)
                 out = min(out, most) if most is not None else out
-            self.ledger.answer(keys[index], role, completion=completion.to_json(), tokens=[into, out])
+            seconds = round(self.budget.elapsed(), 3)
+            self.ledger.answer(keys[index], role, completion=completion.to_json(), tokens=[into, out], seconds=seconds)
             self.budget.release(role, *bounds.pop(index))
             self._count(role, keys[index], each)
 

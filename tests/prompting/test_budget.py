@@ -13,6 +13,7 @@ from hfdataopt.generation import CallableGenerator, EndpointGenerator
 from hfdataopt.prompting.budget import Budget
 from hfdataopt.prompting.candidate import Candidate
 from hfdataopt.prompting.judges import ModelJudge, RewardJudge
+from hfdataopt.prompting.ledger import FILE
 from hfdataopt.prompting.tasks.chain_of_thought import ChainOfThought
 
 from ..generation.test_endpoint import Server
@@ -227,6 +228,11 @@ def test_nothing_is_sent_after_the_time_is_up_and_a_restart_finds_the_same(tmp_p
     assert max(model.began) < began + 0.4 + 0.1
     again = Asynchronous()
     assert [t.candidate for t in run(again).trials] == [t.candidate for t in result.trials]
+    assert again.given == []
+    # A killed run leaves no line about its time.
+    file = tmp_path / FILE
+    file.write_text("".join(line for line in file.open() if '"kind": "seconds"' not in line))
+    assert run(again).seconds > 0.35
     assert again.given == []
 
 
