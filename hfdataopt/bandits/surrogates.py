@@ -293,7 +293,8 @@ class MLPSurrogate(Surrogate):
         ridge: the noise variance, where the mean squared norm of the training rows' gradients counts as 1.
         diagonal: the variance by the diagonal of the matrix alone.
         preset: ``papers`` is as the code of INSTINCT and APOHF: weights and biases from N(0, 1), raw targets, ReLU, 1,000
-            steps with weight decay ``ridge / observations`` inside Adam, and ridge 0.1 in the gradients' own units.
+            steps with weight decay ``ridge / observations`` (of pairs ``ridge / (pairs + 50)``) inside Adam, and ridge 0.1 in
+            the gradients' own units.
     """
 
     name = "mlp"
@@ -338,7 +339,7 @@ class MLPSurrogate(Surrogate):
         optimizer = torch.optim.Adam(
             network.parameters(),
             lr=self.learning_rate,
-            weight_decay=self.ridge / self._observations if papers else 0.0,
+            weight_decay=self.ridge / (self._observations + (0 if self._pairs is None else 50)) if papers else 0.0,
         )
         for _ in range(self.steps):
             optimizer.zero_grad()

@@ -16,6 +16,7 @@ from hfdataopt.bandits import (
     layer_gradients,
     neural_variance,
 )
+from hfdataopt.bandits.surrogates import mlp
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.statistics import rank_correlation
 
@@ -170,6 +171,23 @@ def test_the_papers_preset_is_their_initialisation_and_raw_targets():
     assert math.isfinite(float(mean.sum()))
     with pytest.raises(OptionError, match="steps=5 was given"):
         MLPSurrogate(preset="papers", steps=5)
+
+
+def test_the_papers_preset_fits_votes_by_torchs_own_adam():
+    x, _ = world()
+    pairs, outcomes = torch.randint(30, (20, 2), generator=torch.Generator().manual_seed(0)), torch.rand(20)
+    surrogate = MLPSurrogate(preset="papers", widths=(8,)).fit_pairs(x[:30], pairs, outcomes)
+    rows = surrogate._inputs(x[:30]).float()
+    network = mlp(5, (8,), seed=0, normal=True)
+    adam = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=0.1 / (20 + 50))
+    for _ in range(1000):
+        adam.zero_grad()
+        scores = network(rows)[:, 0]
+        chance = torch.sigmoid(scores[pairs[:, 0]] - scores[pairs[:, 1]])
+        (-(outcomes * chance.log() + (1 - outcomes) * (1 - chance).log()).mean()).backward()
+        adam.step()
+    for mine, own in zip(surrogate.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(mine, own, rtol=1e-3, atol=1e-4)
 
 
 def test_one_observation_and_constant_scores_and_columns():

@@ -32,8 +32,8 @@ class Apohf(FeaturedDuels):
         best_among: the best is one of ``all`` arms, or of those ``asked`` about.
         preset: ``papers`` is as the released code: N(0, 1) weights in two layers of 32, refitted without standardised
             targets, the diagonal of the matrix, ``nu`` inside the root and not divided by the ridge, the best among those
-            asked about, pairs as often as they come. Unlike it, the exploration of ``responses`` takes all votes, and
-            nothing is asked twice at a time.
+            asked about, pairs as often as they come. Unlike it, features are standardised, the exploration of
+            ``responses`` takes all votes, and nothing is asked twice at a time.
     """
 
     name: ClassVar[str] = "apohf"
