@@ -44,10 +44,10 @@ REWARD_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "opro": ("opro", {}),
     "protegi": ("protegi", {}),
     "evolution": ("evolution", {}),
-    "exemplars": ("exemplars", {}),
+    "exemplars behind protegi": ("exemplars", {"base": "protegi"}),
     "instinct, text pool": ("instinct", {"pool": "text"}),
-    "instinct, soft prompts": ("instinct", {"pool": "soft"}),
-    "instructzero": ("instructzero", {}),
+    "instinct, soft prompts": ("instinct", {"pool": "soft", "pool_size": 1000}),
+    "instructzero": ("instructzero", {"pool": "soft", "pool_size": 1000}),
     "zopo": ("zopo", {}),
     "pmpo": ("pmpo", {}),
 }

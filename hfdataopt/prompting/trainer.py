@@ -105,7 +105,7 @@ class PromptTrainer:
         if proposer is None and config.proposer is None and "model" in self._prices:
             self._prices.setdefault("proposer", self._prices["model"])  # the same model
         self._encoder = encoder if encoder is not None else config.encoder
-        self._white_box = _white_box(white_box if white_box is not None else config.white_box)
+        self._white_box = _white_box(white_box if white_box is not None else config.white_box, config.batch_size)
         for role, thing in (("encoder", self._encoder), ("white_box", self._white_box)):
             if role in needs and thing is None:
                 raise OptionError(
@@ -296,7 +296,7 @@ class PromptTrainer:
             "model": [self.model.describe(), _weights(self.model)],
             "proposer": None if self._proposer is None else [self._proposer.describe(), _weights(self._proposer)],
             "encoder": None if self._encoder is None else describe_encoder(self._encoder),
-            "white_box": None if self._white_box is None else self._white_box.describe(),
+            "white_box": None if self._white_box is None else [self._white_box.describe(), _weights(self._white_box)],
             "rewards": None if self._rewards is None else fingerprint(self._rewards),
             "judge": None if self.judge is None else self.judge.describe(),
             "dataset": content_of([*split.items, *split.examples, *split.fresh]),
@@ -390,19 +390,15 @@ def _generator(model: Any, processing_class: Any, config: PromptConfig, role: st
     return as_generator(model, processing_class)
 
 
-def _white_box(given: Any) -> Any:
+def _white_box(given: Any, batch_size: int) -> Any:
     if given is None:
         return None
     from hfdataopt.prompting.white_box import WhiteBox
 
     if isinstance(given, WhiteBox):
         return given
-    if isinstance(given, str):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        return WhiteBox(AutoModelForCausalLM.from_pretrained(given), AutoTokenizer.from_pretrained(given))
-    if isinstance(given, tuple) and len(given) == 2:
-        return WhiteBox(*given)
+    if isinstance(given, str) or (isinstance(given, tuple) and len(given) == 2):
+        return WhiteBox(*((given,) if isinstance(given, str) else given), batch_size=batch_size)
     raise OptionError(f"{WHO}: white_box is an id, a WhiteBox, or (model, tokenizer); got {type(given).__name__}")
 
 
