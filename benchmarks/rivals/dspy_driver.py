@@ -22,14 +22,14 @@ from client import BudgetSpent, Client, main, render, right, shown
 
 OPTIONS: dict[str, dict[int, dict[str, Any]]] = {
     "mipro": {
-        60: {"items": 10, "train": 5, "candidates": 5, "minibatch_size": None},
-        120: {"items": 10, "train": 6, "candidates": 9, "minibatch_size": None},
-        400: {"items": 20, "train": 10, "candidates": 15, "minibatch_size": None},
+        60: {"items": 5, "train": 5, "candidates": 11, "minibatch_size": None},
+        120: {"items": 10, "train": 6, "candidates": 12, "minibatch_size": None},
+        400: {"items": 10, "train": 10, "candidates": 40, "minibatch_size": None},
     },
     "mipro-demos": {
-        60: {"items": 10, "train": 5, "candidates": 4, "minibatch_size": None},
-        120: {"items": 10, "train": 8, "candidates": 6, "minibatch_size": None},
-        400: {"items": 20, "train": 19, "candidates": 10, "minibatch_size": None},
+        60: {"items": 5, "train": 5, "candidates": 6, "minibatch_size": None},
+        120: {"items": 6, "train": 8, "candidates": 10, "minibatch_size": None},
+        400: {"items": 10, "train": 19, "candidates": 15, "minibatch_size": None},
     },
 }
 PAIR = re.compile(r"Input: (.*)\nOutput: (.*)")

@@ -18,7 +18,7 @@ from client import BudgetSpent, Client, main, render, right
 from gepa.adapters.default_adapter.default_adapter import DefaultAdapter, EvaluationResult
 
 OPTIONS: dict[int, dict[str, Any]] = {
-    60: {"items": 10, "minibatch": 3},
+    60: {"items": 5, "minibatch": 3},
     120: {"items": 10, "minibatch": 3},
     400: {"items": 20, "minibatch": 3},
 }

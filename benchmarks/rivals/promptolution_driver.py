@@ -29,7 +29,7 @@ from promptolution.utils.prompt_creation import create_prompts_from_samples
 
 OPTIONS: dict[str, dict[int, dict[str, Any]]] = {
     "capo": {
-        60: {"items": 10, "population": 4, "block": 5, "crossovers_per_iter": 2, "upper_shots": 4},
+        60: {"items": 10, "population": 5, "block": 3, "crossovers_per_iter": 2, "upper_shots": 4},
         120: {"items": 10, "population": 4, "block": 5, "crossovers_per_iter": 4, "upper_shots": 4},
         400: {"items": 20, "population": 6, "block": 5, "crossovers_per_iter": 4, "upper_shots": 4},
     },
@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[int, dict[str, Any]]] = {
         120: {"items": 10, "population": 4, "num_instructions_per_step": 2},
         400: {"items": 20, "population": 5, "num_instructions_per_step": 3},
     },
-    "ape": {60: {"items": 10}, 120: {"items": 10}, 400: {"items": 20}},
+    "ape": {60: {"items": 10}, 120: {"items": 10}, 400: {"items": 10}},
 }
 PAIR = re.compile(r"Input: (.*)\nOutput: (.*)")
 
