@@ -397,8 +397,10 @@ def _white_box(given: Any, batch_size: int) -> Any:
 
     if isinstance(given, WhiteBox):
         return given
-    if isinstance(given, str) or (isinstance(given, tuple) and len(given) == 2):
-        return WhiteBox(*((given,) if isinstance(given, str) else given), batch_size=batch_size)
+    if isinstance(given, str):
+        given = (given, None)
+    if isinstance(given, tuple) and len(given) == 2:
+        return WhiteBox(given[0], given[1], batch_size=batch_size)
     raise OptionError(f"{WHO}: white_box is an id, a WhiteBox, or (model, tokenizer); got {type(given).__name__}")
 
 
