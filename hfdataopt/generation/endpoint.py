@@ -24,6 +24,7 @@ LONGEST_RETRY_AFTER = 600.0
 FIRST_ALONE = 1.0  # seconds for which the first request of a generator goes alone
 NEVER_MINE = (401, 402, 403, 404, 405)  # answers that every request would get
 OFTEN_ALL = (400, 413, 422)  # and those that every request would get, unless one was answered already
+OWN_SYSTEM_PROMPT = 64  # tokens that a server's chat template is taken to put in front where there is no system message
 HUGGING_FACE = (".huggingface.co", ".huggingface.cloud")
 ENDED = ("stop", "eos_token", "stop_sequence")  # the last two are text-generation-inference's
 
@@ -158,6 +159,10 @@ class EndpointGenerator(Generator):
             )
         check_refused(f"{WHO} {self.model!r}", len(refused), len(made))
         return table(prompts, n, have, made)
+
+    def count_tokens(self, prompt: Any) -> int:
+        own = isinstance(prompt, str) or prompt[0]["role"] not in ("system", "developer")
+        return super().count_tokens(prompt) + (OWN_SYSTEM_PROMPT if self.chat and own else 0)
 
     async def _all(
         self,

@@ -438,8 +438,11 @@ def test_tokens_are_counted_by_the_server_and_bounded_before(server: Server) -> 
         assert (found.prompt_tokens, found.completion_tokens) == (11, 7)
     generator = make(server, max_new_tokens=9)
     assert generator.max_new_tokens == 9
-    assert [generator.count_tokens(prompt) for prompt in PROMPTS] == [3 + 16, 3 + 16, 8 + 16 + 5 + 16]
-    assert generator.count_tokens("é") == 2 + 16
+    own = endpoint.OWN_SYSTEM_PROMPT  # such as Qwen2.5's, of 20 tokens, where the messages have none
+    bounds = [3 + 16 + own, 3 + 16 + own, 8 + 16 + 5 + 16]
+    assert [generator.count_tokens(prompt) for prompt in PROMPTS] == bounds
+    assert generator.count_tokens([{"role": "system", "content": "é"}]) == 2 + 16
+    assert make(server, chat=False).count_tokens("é") == 2 + 16
 
 
 def test_waits_double_and_follow_from_the_request() -> None:
