@@ -39,7 +39,10 @@ class OptimizeArguments:
     )
     judge: str | None = field(
         default=None,
-        metadata={"help": "human (a page in the browser), terminal, or the id of a model that compares answers."},
+        metadata={
+            "help": "human (a page in the browser), terminal, or a model that compares answers: folder or hub id, with --base_url a "
+            "name at that server."
+        },
     )
     criterion: str = field(default="", metadata={"help": "What makes an answer better, for the judge."})
     port: int = field(default=0, metadata={"help": "Of the page of --judge human; 0 = a free one."})
@@ -131,7 +134,7 @@ def _search(arguments: OptimizeArguments, config: Any, optimizer: Any) -> int:
         model=arguments.model,
         args=config,
         reward_funcs=arguments.reward_funcs,
-        judge=None if arguments.judge is None else _judge(arguments, Path(config.output_dir)),
+        judge=None if arguments.judge is None else _judge(arguments, config),
         train_dataset=dataset,
         eval_dataset=fresh,
     )
@@ -161,16 +164,24 @@ def _rows(spec: str, prompt_column: str | None) -> Any:
     return dataset.rename_column(prompt_column, "prompt")
 
 
-def _judge(arguments: OptimizeArguments, folder: Path) -> Any:
+def _judge(arguments: OptimizeArguments, config: Any) -> Any:
+    """The judge; a model is one at the server of ``base_url`` where there is one, as the scored model is."""
     from hfdataopt.prompting.judges import ModelJudge, TerminalJudge
+    from hfdataopt.prompting.judges.model import LONGEST
 
     if arguments.judge == "human":
         from hfdataopt.prompting.page import WebJudge
 
+        folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         return WebJudge(
             port=arguments.port, criterion=arguments.criterion, address_file=folder / "page.json"
         )  # the same link after a restart
     if arguments.judge == "terminal":
         return TerminalJudge()
-    return ModelJudge(arguments.judge, arguments.criterion)
+    if config.base_url is None:
+        return ModelJudge(arguments.judge, arguments.criterion)
+    from hfdataopt.generation import EndpointGenerator
+
+    options: dict[str, Any] = {"max_new_tokens": LONGEST, "temperature": 0.0, "concurrency": config.concurrency}
+    return ModelJudge(EndpointGenerator(arguments.judge, base_url=config.base_url, **options), arguments.criterion)

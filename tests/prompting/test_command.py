@@ -96,6 +96,30 @@ def test_votes_at_the_terminal(files, capsys, monkeypatch):
     assert [vote["outcome"] for vote in votes] == ["preferred", "preferred", "tie"]
 
 
+def test_a_judge_at_the_server_of_the_model(files, monkeypatch):
+    from ..generation.test_endpoint import Server, said
+
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    server = Server()
+
+    def answer(number, body):
+        text = "A" if body["model"] == "referee" else f"answer {number}"
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        return 200, {"Content-Type": "application/json"}, json.dumps({"id": "1", "choices": [choice]}).encode()
+
+    server.behave = answer
+    try:
+        own = ["--optimizer", "copeland-ts", "--model", "writer", "--dataset", "rows.jsonl", "--items", "5"]
+        more = ["--judge", "referee", "--criterion", "Be short.", "--base_url", server.url, "--max_judge_calls", "4"]
+        assert main(["optimize", *own, *more, "--leaders", "0", "--pool_size", "4", "--output_dir", "out"]) == 0
+    finally:
+        server.close()
+    judged = [one["body"] for one in server.requests if one["body"]["model"] == "referee"]
+    assert len(judged) == 4
+    assert all("Be short." in said(body) and body["temperature"] == 0 for body in judged)
+    assert {one["body"]["model"] for one in server.requests} == {"writer", "referee"}
+
+
 def _encoder() -> str:
     from pathlib import Path
 
