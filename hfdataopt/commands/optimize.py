@@ -134,7 +134,7 @@ def _search(arguments: OptimizeArguments, config: Any, optimizer: Any) -> int:
         model=arguments.model,
         args=config,
         reward_funcs=arguments.reward_funcs,
-        judge=None if arguments.judge is None else _judge(arguments, config),
+        judge=None if arguments.judge is None else _judge(arguments.judge, arguments, config),
         train_dataset=dataset,
         eval_dataset=fresh,
     )
@@ -164,12 +164,12 @@ def _rows(spec: str, prompt_column: str | None) -> Any:
     return dataset.rename_column(prompt_column, "prompt")
 
 
-def _judge(arguments: OptimizeArguments, config: Any) -> Any:
+def _judge(name: str, arguments: OptimizeArguments, config: Any) -> Any:
     """The judge; a model is one at the server of ``base_url`` where there is one, as the scored model is."""
     from hfdataopt.prompting.judges import ModelJudge, TerminalJudge
     from hfdataopt.prompting.judges.model import LONGEST
 
-    if arguments.judge == "human":
+    if name == "human":
         from hfdataopt.prompting.page import WebJudge
 
         folder = Path(config.output_dir)
@@ -177,11 +177,11 @@ def _judge(arguments: OptimizeArguments, config: Any) -> Any:
         return WebJudge(
             port=arguments.port, criterion=arguments.criterion, address_file=folder / "page.json"
         )  # the same link after a restart
-    if arguments.judge == "terminal":
+    if name == "terminal":
         return TerminalJudge()
     if config.base_url is None:
-        return ModelJudge(arguments.judge, arguments.criterion)
+        return ModelJudge(name, arguments.criterion)
     from hfdataopt.generation import EndpointGenerator
 
     options: dict[str, Any] = {"max_new_tokens": LONGEST, "temperature": 0.0, "concurrency": config.concurrency}
-    return ModelJudge(EndpointGenerator(arguments.judge, base_url=config.base_url, **options), arguments.criterion)
+    return ModelJudge(EndpointGenerator(name, base_url=config.base_url, **options), arguments.criterion)
