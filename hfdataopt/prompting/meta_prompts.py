@@ -54,8 +54,14 @@ def rephrase(instruction: str) -> Messages:
 
 
 def improve(history: Sequence[tuple[str, float]], examples: Sequence[Example] = ()) -> Messages:
-    """Ask for an instruction that scores higher than those of ``history``, ``(instruction, score from 0 to 1)`` (OPRO)."""
-    scored = [f"Instruction: {text}\nScore: {round(100 * score)}" for text, score in history]
+    """Ask for an instruction that scores higher than those of ``history``, ``(instruction, score)`` (OPRO).
+
+    Scores from 0 to 1 are shown times 100. Where one lies outside, the lowest is shown as 0 and the highest as 100.
+    """
+    scores = [score for _, score in history]
+    low, high = (0.0, 1.0) if all(0 <= score <= 1 for score in scores) else (min(scores), max(scores))
+    shown = [100 if high == low else round(100 * (score - low) / (high - low)) for score in scores]
+    scored = [f"Instruction: {text}\nScore: {score}" for (text, _), score in zip(history, shown, strict=True)]
     return _ask(
         "These are instructions for one task, with scores from 0 to 100; higher is better.",
         *scored,

@@ -45,6 +45,19 @@ def test_the_history_is_the_meta_prompts_own():
     assert optimizer.better(tried, 0, 0).messages == expected
 
 
+def shown(*scores):
+    (message,) = meta_prompts.improve([(f"text {i}", score) for i, score in enumerate(scores)])
+    return [int(score) for score in re.findall(r"^Score: (-?\d+)$", message["content"], re.M)]
+
+
+def test_scores_of_any_range_are_shown_from_0_to_100():
+    assert shown(0.2, 0.555, 1.0) == [20, 56, 100]  # as they are
+    assert shown(-3.0, -2.0, 1.0) == [0, 25, 100]
+    assert shown(0.0, 0.5, 2.0) == [0, 25, 100]
+    assert shown(-2.0) == [100]
+    assert shown(7.0, 7.0) == [100, 100]
+
+
 def test_with_shuffled_scores_the_search_gets_worse():
     """The proposer builds on whatever is said to score highest."""
 
