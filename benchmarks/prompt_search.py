@@ -79,7 +79,7 @@ class Remembered(Generator):
         return self.inner.count_tokens(prompt)
 
     def generate(self, prompts: Sequence[Any], n: int, *, keys: Any, seed: int = 0, have: Any = None, on_done: Any = None,
-                 admit: Any = None) -> Any:  # fmt: skip
+                 admit: Any = None, allowed: Any = None) -> Any:  # fmt: skip
         new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self.answers))
         if new:
             for prompt, (found,) in zip(new, self.inner.generate(new, 1, keys=list(range(len(new)))), strict=True):

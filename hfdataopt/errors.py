@@ -30,7 +30,7 @@ class GenerationError(HfDataOptError):
 
 
 class Refused(HfDataOptError):
-    """``admit`` of the caller let not every request through; the message says how many were left."""
+    """The caller let not every request through; the message says how many were left."""
 
 
 def first_line(error: BaseException) -> str:

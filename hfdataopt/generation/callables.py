@@ -11,7 +11,18 @@ import torch
 from hfdataopt.errors import DataError, GenerationError, HfDataOptError, OptionError
 from hfdataopt.generation.completion import Completion
 from hfdataopt.generation.endpoint import run_async
-from hfdataopt.generation.generator import Admit, Generator, Have, Job, OnDone, RowId, check_refused, open_jobs, table
+from hfdataopt.generation.generator import (
+    Admit,
+    Allowed,
+    Generator,
+    Have,
+    Job,
+    OnDone,
+    RowId,
+    check_refused,
+    open_jobs,
+    table,
+)
 from hfdataopt.generation.local import LocalGenerator
 from hfdataopt.generation.prompts import check_prompt
 from hfdataopt.options import check_options, check_range, option_names
@@ -72,8 +83,11 @@ class CallableGenerator(Generator):
         have: Have | None = None,
         on_done: OnDone | None = None,
         admit: Admit | None = None,
+        allowed: Allowed | None = None,
     ) -> list[list[Completion]]:
         """``[prompts][n]`` completions; see :class:`~hfdataopt.generation.generator.Generator`. ``seed`` is the function's affair.
+
+        Nothing is tried again, so ``allowed`` is never asked.
 
         Raises:
             GenerationError: the function raised; no more calls are made.

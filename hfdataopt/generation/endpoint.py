@@ -14,7 +14,18 @@ from urllib.parse import urlsplit
 
 from hfdataopt.errors import DataError, GenerationError, OptionError
 from hfdataopt.generation.completion import Completion
-from hfdataopt.generation.generator import Admit, Generator, Have, Job, OnDone, RowId, check_refused, open_jobs, table
+from hfdataopt.generation.generator import (
+    Admit,
+    Allowed,
+    Generator,
+    Have,
+    Job,
+    OnDone,
+    RowId,
+    check_refused,
+    open_jobs,
+    table,
+)
 from hfdataopt.generation.prompts import check_prompt
 from hfdataopt.options import check_options, check_range
 
@@ -35,6 +46,10 @@ class _FinalError(Exception):
     def __init__(self, cause: str, for_all: bool = False):
         super().__init__(cause)
         self.for_all = for_all
+
+
+class _NotAllowed(Exception):
+    """The caller lets a request not be tried again."""
 
 
 @dataclass
@@ -116,14 +131,15 @@ class EndpointGenerator(Generator):
         have: Have | None = None,
         on_done: OnDone | None = None,
         admit: Admit | None = None,
+        allowed: Allowed | None = None,
     ) -> list[list[Completion]]:
         """``[prompts][n]`` completions; see :class:`~hfdataopt.generation.generator.Generator`.
 
-        Also inside a running event loop; ``on_done`` and ``admit`` are then called from another thread, one call at a time.
+        Also inside a running event loop; ``on_done``, ``admit`` and ``allowed`` are then called from another thread, one call at a time.
 
         Raises:
             GenerationError: some did not arrive; the others were handed to ``on_done``.
-            Refused: ``admit`` left some out.
+            Refused: ``admit`` or ``allowed`` left some out.
             DataError: a prompt that is missing, or messages with ``chat=False``; the row is named.
         """
         jobs = open_jobs(WHO, prompts, n, keys, self.temperature, have)
@@ -147,7 +163,7 @@ class EndpointGenerator(Generator):
             return False
 
         if jobs:
-            run_async(self._all(jobs, prompts, keys, seed, admitted, arrived, failures))
+            run_async(self._all(jobs, prompts, keys, seed, admitted, allowed, arrived, failures, refused))
         if failures:
             last = next((failure for failure in failures if failure[1].for_all), failures[-1])
             (index, _), cause = last
@@ -171,8 +187,10 @@ class EndpointGenerator(Generator):
         keys: Sequence[RowId],
         seed: int,
         admitted: Callable[[Job], bool],
+        allowed: Allowed | None,
         arrived: Callable[[Job, Completion], None],
         failures: list[tuple[Job, _FinalError]],
+        refused: list[Job],
     ) -> None:
         from huggingface_hub import AsyncInferenceClient
 
@@ -202,12 +220,15 @@ class EndpointGenerator(Generator):
                     index, sample = job
                     number = request_seed(seed, keys[index], sample)
                     try:
-                        completion = await self._one(client, session, prompts[index], number, stop)
+                        completion = await self._one(client, session, prompts[index], number, stop, allowed)
                     except _FinalError as error:
                         failures.append((job, error))
                         in_a_row += 1
                         if error.for_all or in_a_row >= self.concurrency:
                             stop.set()
+                        continue
+                    except _NotAllowed:
+                        refused.append(job)
                         continue
                     finally:
                         first.set()
@@ -228,8 +249,10 @@ class EndpointGenerator(Generator):
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _one(self, client: Any, session: Any, prompt: Any, number: int, stop: asyncio.Event) -> Completion:
-        """One completion; ``_FinalError`` after the last try, with the cause in words."""
+    async def _one(
+        self, client: Any, session: Any, prompt: Any, number: int, stop: asyncio.Event, allowed: Allowed | None
+    ) -> Completion:
+        """One completion; ``_FinalError`` after the last try, with the cause in words; ``_NotAllowed``."""
         for attempt in range(self.retries + 1):
             self.attempts += 1
             try:
@@ -244,9 +267,14 @@ class EndpointGenerator(Generator):
                     raise _FinalError(f"{cause}{tries}", for_all) from None
                 if asked > LONGEST_RETRY_AFTER:
                     raise _FinalError(f"{cause}; it asks to come back after {asked:.0f} s") from None
+            wait = max(asked, backoff(number, attempt))
+            if allowed is not None and not allowed(wait):
+                raise _NotAllowed
             with contextlib.suppress(TimeoutError):  # a stop ends the wait
-                await asyncio.wait_for(stop.wait(), max(asked, backoff(number, attempt)))
+                await asyncio.wait_for(stop.wait(), wait)
                 raise _FinalError(f"{cause} (tried {attempt + 1} times)")
+            if allowed is not None and not allowed(0.0):  # the wait may have taken longer
+                raise _NotAllowed
         raise AssertionError("unreachable")
 
     async def _ask(self, client: Any, session: Any, prompt: Any, number: int) -> Completion:

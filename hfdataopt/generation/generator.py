@@ -12,6 +12,7 @@ RowId = str | int
 Job = tuple[int, int]  # (index of the prompt, number of the sample)
 OnDone = Callable[[int, int, Completion], None]
 Admit = Callable[[int, int], bool]
+Allowed = Callable[[float], bool]
 Have = Mapping[Job, Completion]
 TOKENS_PER_MESSAGE = 16  # the most that a chat template is taken to put around a message
 
@@ -42,10 +43,11 @@ class Generator(ABC):
         have: Have | None = None,
         on_done: OnDone | None = None,
         admit: Admit | None = None,
+        allowed: Allowed | None = None,
     ) -> list[list[Completion]]:
         """``[prompts][n]`` completions.
 
-        ``on_done`` and ``admit`` may be called from another thread, one call at a time.
+        ``on_done``, ``admit`` and ``allowed`` may be called from another thread, one call at a time.
 
         Args:
             prompts: strings, or lists of messages.
@@ -54,10 +56,12 @@ class Generator(ABC):
             on_done: ``(index, sample, completion)``, called as each one arrives.
             admit: ``(index, sample)``, asked once per completion, right before it is asked for; where it says False, that
                 one is left out.
+            allowed: ``(seconds)``, whether a request may go out that many seconds from now. Asked before each wait for another
+                try, and with 0 right before the try; where it says False, that completion is left out.
 
         Raises:
             GenerationError: some did not arrive; the others were handed to ``on_done``.
-            Refused: ``admit`` left some out; the others were handed to ``on_done``.
+            Refused: ``admit`` or ``allowed`` left some out; the others were handed to ``on_done``.
         """
 
     def count_tokens(self, prompt: Any) -> int:
@@ -91,6 +95,8 @@ def table(prompts: Sequence[Any], n: int, *found: Have | None) -> list[list[Comp
 
 
 def check_refused(who: str, refused: int, made: int) -> None:
-    """Raise :class:`Refused` where ``admit`` left some out."""
+    """Raise :class:`Refused` where some were left out."""
     if refused:
-        raise Refused(f"{who}: {made} completions were made; {refused} were left, for which admit() said no")
+        raise Refused(
+            f"{who}: {made} completions were made; {refused} were left, for which admit() or allowed() said no"
+        )

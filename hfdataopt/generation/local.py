@@ -15,7 +15,18 @@ from hfdataopt.errors import DataError, OptionError, first_line
 from hfdataopt.generation.batches import Prefixes, plan
 from hfdataopt.generation.completion import Completion, unfinished_share
 from hfdataopt.generation.draws import Draw, stream_of
-from hfdataopt.generation.generator import Admit, Generator, Have, Job, OnDone, RowId, check_refused, open_jobs, table
+from hfdataopt.generation.generator import (
+    Admit,
+    Allowed,
+    Generator,
+    Have,
+    Job,
+    OnDone,
+    RowId,
+    check_refused,
+    open_jobs,
+    table,
+)
 from hfdataopt.generation.prompts import prompt_ids, tokenizer_of
 from hfdataopt.gradients import MemoryLimit, name_rows, unpeft
 from hfdataopt.gradients.blocks import unwrap
@@ -117,8 +128,11 @@ class LocalGenerator(Generator):
         have: Have | None = None,
         on_done: OnDone | None = None,
         admit: Admit | None = None,
+        allowed: Allowed | None = None,
     ) -> list[list[Completion]]:
         """``[prompts][n]`` completions; see :class:`~hfdataopt.generation.generator.Generator`.
+
+        Nothing is sent that may have to be tried again, so ``allowed`` is never asked.
 
         Raises:
             OptionError: ``temperature=0`` and ``n > 1``.

@@ -53,6 +53,7 @@ class Budget:
     ``uncertain`` beside the budget.
 
     Attributes:
+        timed_out: the next request would go out after ``seconds``; from then on none does.
         prices: role -> money per million prompt tokens and per million completion tokens.
     """
 
@@ -65,6 +66,7 @@ class Budget:
     prices: dict[str, tuple[float, float]] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
     before: float = 0.0
+    timed_out: bool = False
     _reserved_tokens: int = 0
     _reserved_cost: float = 0.0
     _started: float = field(default_factory=time.monotonic)
@@ -72,6 +74,11 @@ class Budget:
     def elapsed(self) -> float:
         """Seconds of this run and of those it goes on from."""
         return self.before + time.monotonic() - self._started
+
+    def in_time(self, wait: float = 0.0) -> bool:
+        """Whether a request may go out ``wait`` seconds from now. After a no, none may."""
+        self.timed_out |= self.seconds is not None and self.elapsed() + wait >= self.seconds
+        return not self.timed_out
 
     def left(self, role: str) -> float:
         """Requests that the role's own limit still allows."""
@@ -88,7 +95,7 @@ class Budget:
         over = (
             (self.tokens is not None and self.spent.tokens + self._reserved_tokens + tokens > self.tokens)
             or (self.cost is not None and self.spent.cost + self._reserved_cost + cost > self.cost)
-            or (self.seconds is not None and self.elapsed() >= self.seconds)
+            or not self.in_time()
         )
         if not over:
             self._reserved_tokens += tokens
@@ -110,7 +117,7 @@ class Budget:
 
     def out_of(self, time: bool = True) -> str:
         """What is used up, in words; empty where something is left of everything. ``time``: look at the clock too."""
-        if time and self.seconds is not None and self.elapsed() >= self.seconds:
+        if time and not self.in_time():
             return f"max_seconds={self.seconds:g}"
         if self.tokens is not None and self.spent.tokens >= self.tokens:
             return f"max_tokens={self.tokens}"

@@ -106,6 +106,7 @@ class Requests:
                     seed=self.seed,
                     on_done=lambda index, sample, one, left=left: arrived(left[index], sample, one),
                     admit=lambda index, sample, left=left: admit(left[index], sample),
+                    allowed=self.budget.in_time,
                 )
             except Refused as refused:
                 # What was under way may have left more than it had set aside.

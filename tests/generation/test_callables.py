@@ -230,7 +230,9 @@ def test_a_generate_of_another_form_is_named() -> None:
     class Other:
         def generate(self, prompts: Any, n: int = 1, *, keys: Any = None, seed: int = 0) -> Any: ...
 
-    with pytest.raises(OptionError, match=r"Other: its generate\(\) does not take have, on_done, admit; inherit from"):
+    with pytest.raises(
+        OptionError, match=r"Other: its generate\(\) does not take have, on_done, admit, allowed; inherit from"
+    ):
         as_generator(Other())
     with pytest.raises(OptionError, match="CallableGenerator has no option 'temperature'"):
         as_generator(shout, temperature=0.5)
@@ -268,7 +270,7 @@ def test_a_generator_of_a_third_party() -> None:
             return {"kind": "parrot", "words": self.words}
 
         def generate(
-            self, prompts: Any, n: int, *, keys: Any, seed: int = 0, have=None, on_done=None, admit=None
+            self, prompts: Any, n: int, *, keys: Any, seed: int = 0, have=None, on_done=None, admit=None, allowed=None
         ) -> Any:
             return [[Completion(" ".join(prompt.split()[: self.words]))] * n for prompt in prompts]
 

@@ -426,6 +426,26 @@ def test_a_refusal_leaves_out_what_is_refused(server: Server, concurrency: int) 
     assert found == make(server).generate(PROMPTS, 3, keys=KEYS)
 
 
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_request_is_tried_again_only_while_that_is_allowed(server: Server, after: int) -> None:
+    """The caller says no to the first wait, or to the try behind it."""
+    waits: list[float] = []
+
+    def allowed(seconds: float) -> bool:
+        waits.append(seconds)
+        return len(waits) <= after
+
+    server.behave = lambda number, body: failing(429, Retry_After="0.1") if said(body) == "two" else good(body)
+    arrived: list[int] = []
+    with pytest.raises(Refused, match="2 completions were made; 1 were left"):
+        make(server).generate(
+            PROMPTS, 1, keys=KEYS, on_done=lambda i, k, c: arrived.append(i), admit=lambda i, k: True, allowed=allowed
+        )
+    assert sorted(arrived) == [0, 2]
+    assert waits == [0.1, 0.0][: after + 1]
+    assert len(server.requests) == 3
+
+
 def test_tokens_are_counted_by_the_server_and_bounded_before(server: Server) -> None:
     def behave(number: int, body: dict[str, Any]) -> Reply:
         status, headers, content = good(body)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from hfdataopt.errors import DataError, OptionError
-from hfdataopt.generation import CallableGenerator, EndpointGenerator
+from hfdataopt.generation import CallableGenerator, EndpointGenerator, endpoint
 from hfdataopt.prompting.budget import Budget
 from hfdataopt.prompting.candidate import Candidate
 from hfdataopt.prompting.judges import ModelJudge, RewardJudge
@@ -272,6 +272,21 @@ def test_a_server_gets_no_request_too_many(server, limits):
     assert result.spent["completion_tokens"] == 2 * len(said)
     assert result.spent["tokens"] <= limits.get("max_tokens", math.inf)
     assert result.status == "budget"
+
+
+@pytest.mark.parametrize("retry_after", [None, "0.2", "3"])
+def test_no_request_is_tried_again_after_the_time_is_up(server, monkeypatch, retry_after):
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.05)
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    server.behave = lambda number, body: counted(body) if number < 10 else (429, headers, b"{}")
+    model = EndpointGenerator("m", base_url=server.url, concurrency=4, max_new_tokens=8, temperature=0.0, retries=20)
+    began = time.monotonic()
+    result = trainer(Listed(candidates(9)), model, max_seconds=1.0, parallel=3, leaders=1).train()
+    assert (result.status, result.reason) == ("budget", "max_seconds=1")
+    assert len(server.requests) > 10
+    assert max(request["at"] for request in server.requests) < began + 1.0 + 0.1
+    assert time.monotonic() < began + 1.5  # nor is waited for what may not be sent
+    assert 1 <= len(result.trials) <= 2
 
 
 # -- votes

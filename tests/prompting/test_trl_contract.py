@@ -82,7 +82,7 @@ class Replay(Generator):
     def describe(self):
         return {"kind": "replay"}
 
-    def generate(self, prompts, n, *, keys, seed=0, have=None, on_done=None, admit=None):
+    def generate(self, prompts, n, *, keys, seed=0, have=None, on_done=None, admit=None, allowed=None):
         for index, prompt in enumerate(prompts):
             assert admit(index, 0)
             on_done(index, 0, self.answers[str(prompt)])

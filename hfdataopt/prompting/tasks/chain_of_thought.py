@@ -13,6 +13,7 @@ from hfdataopt.generation.completion import Completion
 from hfdataopt.generation.generator import (
     TOKENS_PER_MESSAGE,
     Admit,
+    Allowed,
     Generator,
     Have,
     Job,
@@ -128,6 +129,7 @@ class ChainOfThought(Generator):
         have: Have | None = None,
         on_done: OnDone | None = None,
         admit: Admit | None = None,
+        allowed: Allowed | None = None,
     ) -> list[list[Completion]]:
         """``[prompts][n]`` completions; see :class:`~hfdataopt.generation.generator.Generator`.
 
@@ -155,11 +157,12 @@ class ChainOfThought(Generator):
                     on_done=lambda place, sample, one, group=group, to=reasons: to.update(
                         {(group[place], sample): one}
                     ),
+                    allowed=allowed,
                     **({} if admit is None else {"admit": lambda p, s, group=group, ask=admit: ask(group[p], s)}),
                 )
             except (GenerationError, Refused) as error:
                 failure = error
-            self._extract(prompts, keys, seed, reasons, made, on_done)
+            self._extract(prompts, keys, seed, reasons, made, on_done, allowed)
             if isinstance(failure, GenerationError):
                 break
         if failure is not None:
@@ -174,6 +177,7 @@ class ChainOfThought(Generator):
         reasons: Mapping[Job, Completion],
         made: dict[Job, Completion],
         on_done: OnDone | None,
+        allowed: Allowed | None,
     ) -> None:
         """The second calls, for the reasoning that arrived."""
         jobs = sorted(reasons)
@@ -188,7 +192,7 @@ class ChainOfThought(Generator):
 
         if jobs:
             names = [f"{keys[index]!r}/{sample}/answer" for index, sample in jobs]
-            self.generator.generate(seconds, 1, keys=names, seed=seed, on_done=answered)
+            self.generator.generate(seconds, 1, keys=names, seed=seed, on_done=answered, allowed=allowed)
 
     def _second(self, prompt: Any, reasoning: Completion) -> Any:
         text = reasoning.text.rstrip()

@@ -121,7 +121,7 @@ class Scripted(Generator):
     def describe(self):
         return {"kind": "scripted"}
 
-    def generate(self, prompts, n, *, keys, seed=0, have=None, on_done=None, admit=None):
+    def generate(self, prompts, n, *, keys, seed=0, have=None, on_done=None, admit=None, allowed=None):
         self.calls += 1
         made, refused = {}, 0
         for index, sample in open_jobs("scripted", prompts, n, keys, 1.0, have):
