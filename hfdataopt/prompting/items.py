@@ -62,28 +62,35 @@ def _read(dataset: Any, seed: int) -> tuple[Sequence[int], list[Any]]:
     return range(len(rows)), rows
 
 
-def split_items(train: Sequence[Item], fresh: Sequence[Item] | None, config: PromptConfig, examples: bool) -> Split:
+def split_items(
+    train: Sequence[Item], fresh: Sequence[Item] | None, config: PromptConfig, examples: bool, rows: bool = False
+) -> Split:
     """Draw the common items and, without an evaluation dataset, the fresh ones, by the seed.
 
     Args:
-        examples: whether the optimizer needs some.
+        examples: whether the optimizer needs some with answers.
+        rows: whether it needs some, with answers or without.
     """
-    rows = list(train)
-    random.Random(f"{config.seed}/items").shuffle(rows)
-    wanted = config.items + (1 if examples else 0)
-    if len(rows) < wanted:
+    shuffled = list(train)
+    random.Random(f"{config.seed}/items").shuffle(shuffled)
+    more = 1 if examples or rows else 0
+    if len(shuffled) < config.items + more:
         raise DataError(
-            f"PromptTrainer: train_dataset has {len(rows)} row(s), but items={config.items} are scored"
-            + (" and the optimizer needs others as examples" if examples else "")
-            + f"; lower items to at most {max(len(rows) - (1 if examples else 0), 1)}, or give more rows"
+            f"PromptTrainer: train_dataset has {len(shuffled)} row(s), but items={config.items} are scored"
+            + (" and the optimizer needs others as examples" if more else "")
+            + f"; lower items to at most {max(len(shuffled) - more, 1)}, or give more rows"
         )
-    items, rest = rows[: config.items], rows[config.items :]
+    items, rest = shuffled[: config.items], shuffled[config.items :]
     shown = min(config.examples, len(rest) if fresh is not None else (len(rest) + 1) // 2)
     if fresh is None:
         fresh = rest[shown:]
     else:
         fresh = list(fresh)
         random.Random(f"{config.seed}/fresh").shuffle(fresh)
+    if rows and not shown:
+        raise DataError(
+            "PromptTrainer: the optimizer has the model answer rows that are not scored, but examples=0; raise it"
+        )
     if examples and not any(item.output is not None for item in rest[:shown]):
         raise DataError(
             "PromptTrainer: the optimizer shows examples with their answers to a proposer, but "

@@ -13,7 +13,8 @@ from hfdataopt.options import check_options
 from hfdataopt.prompting.candidate import Candidate, Duel, Query, RowId, Trial, Vote
 from hfdataopt.prompting.meta_prompts import Example, Messages, Mistake
 
-Role = Literal["proposer", "encoder", "white_box", "examples", "likelihood"]
+# "examples" are rows with answers, "rows" may have none; "likelihood" is a scored model that is local.
+Role = Literal["proposer", "encoder", "white_box", "examples", "rows", "likelihood"]
 
 
 @dataclass(frozen=True)

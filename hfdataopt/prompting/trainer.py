@@ -93,7 +93,7 @@ class PromptTrainer:
         self.images = callable(getattr(model, "draw", None)) and not callable(getattr(model, "generate", None))
         train = read_items(train_dataset, config, "train_dataset", blank=self.images)
         fresh = None if eval_dataset is None else read_items(eval_dataset, config, "eval_dataset", blank=self.images)
-        self.split: Split = split_items(train, fresh, config, "examples" in needs)
+        self.split: Split = split_items(train, fresh, config, "examples" in needs, "rows" in needs)
         if self.images and self.judge is None:
             raise OptionError(
                 f"{WHO}: the model draws images, and optimizer {self.optimizer.name!r} learns from rewards of texts; take an "

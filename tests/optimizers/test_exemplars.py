@@ -2,13 +2,14 @@ import dataclasses
 
 import pytest
 
-from hfdataopt.errors import OptionError
+from hfdataopt.errors import DataError, OptionError
 from hfdataopt.prompting.candidate import Candidate, Query
 from hfdataopt_plugins.optimizers.ape import Ape
 from hfdataopt_plugins.optimizers.exemplars import Exemplars
 from hfdataopt_plugins.optimizers.racing import Racing
 from tests.optimizers import search
 from tests.optimizers.qualities import ITEMS, quality, services
+from tests.prompting.searches import trainer
 
 GOOD = "text 0.5 mine"
 
@@ -103,12 +104,34 @@ def test_zero_exemplars_leave_the_whole_budget_to_the_base():
 def test_options_of_a_base_and_what_it_needs():
     optimizer = Exemplars(base="ape", base_options={"rounds": 0})
     assert optimizer._base.rounds == 0
-    assert set(optimizer.needs) == {"proposer", "examples"}
-    assert Exemplars().needs == ("examples",)
+    assert set(optimizer.needs) == {"rows", "proposer", "examples"}
+    assert Exemplars().needs == ("rows",)
     with pytest.raises(OptionError, match="not both"):
         Exemplars(base="ape", instruction="x")
     with pytest.raises(OptionError, match="base_options"):
         Exemplars(base=Ape(), base_options={"rounds": 0})
+
+
+def test_a_dataset_of_prompts_alone_will_do():
+    bare = [{"prompt": f"question {i}"} for i in range(30)]
+
+    def reward(prompts, completions, **_):  # answers are right, and better behind exemplars
+        return [1.0 + 0.5 * prompt.count("answer to") for prompt in prompts]
+
+    one = trainer(
+        "exemplars",
+        lambda prompts: [f"answer to {prompt[-2:].strip()}" for prompt in prompts],
+        bare,
+        reward_funcs=reward,
+        max_calls=60,
+    )
+    shown = one.train().best.exemplars
+    assert len(shown) == 3
+    assert all(exemplar.completion == f"answer to {exemplar.prompt[-2:].strip()}" for exemplar in shown)
+    with pytest.raises(DataError, match="examples=0"):
+        trainer("exemplars", None, bare, examples=0)
+    with pytest.raises(DataError, match="no row has one"):  # the base induces from answers
+        trainer("exemplars", None, bare, optimizer_options={"base": "ape"})
 
 
 def test_messages_are_shown_as_what_the_user_says():

@@ -23,7 +23,8 @@ Traces = Generator[list[Query], None, list[Exemplar]]
 class Exemplars(RoundsOptimizer):
     """Answers with full reward to example rows are collected; then sets of them are tried, and the best is changed by one.
 
-    Example rows are never scored, and one whose prompt is also that of a scored item is not shown: no item is its own exemplar.
+    The answers are the model's own, so that the dataset needs none. Example rows are never scored, and one whose prompt is also
+    that of a scored item is not shown: no item is its own exemplar.
 
     Args:
         count: exemplars in a prompt; 0 = none.
@@ -65,7 +66,7 @@ class Exemplars(RoundsOptimizer):
 
     @property
     def needs(self) -> tuple[Role, ...]:
-        own: tuple[Role, ...] = ("examples",) if self.count else ()
+        own: tuple[Role, ...] = ("rows",) if self.count else ()
         return tuple(dict.fromkeys((*own, *(self._base.needs if self._base else ()))))
 
     def least_calls(self) -> int:
