@@ -33,7 +33,10 @@ class PromptConfig:
     items: int = field(default=20, metadata={"help": "Validation items on which every candidate is scored."})
     minibatch_size: int | None = field(
         default=None,
-        metadata={"help": "Score new candidates on so many items first, and on all only if they beat the best there."},
+        metadata={
+            "help": "Score new candidates on so many items first, and on all only if they are at least as good there as the best. "
+            "For your own optimizers: the built-in ones choose items themselves."
+        },
     )
     examples: int = field(
         default=50, metadata={"help": "At most so many rows are shown to proposers, and are not scored."}

@@ -136,12 +136,14 @@ class PromptOptimizer:
     again on the answers that were kept.
 
     Attributes:
+        chooses_items: whether its queries say on which items, so that ``PromptConfig.minibatch_size`` has nothing to cut.
         needs: roles without which it cannot run; a property where options decide.
     """
 
     name: ClassVar[str] = ""
     feedback: ClassVar[Literal["rewards", "preferences"]] = "rewards"
     experimental: ClassVar[str] = ""
+    chooses_items: ClassVar[bool] = False
     task: Task = field(init=False, repr=False, compare=False)
     trials: list[Trial] = field(init=False, repr=False, compare=False)
 
@@ -205,6 +207,7 @@ class PreferenceOptimizer(PromptOptimizer):
     """Base of optimizers that learn from comparisons: they ask for duels and are told votes."""
 
     feedback: ClassVar[Literal["rewards", "preferences"]] = "preferences"
+    chooses_items: ClassVar[bool] = True  # a duel is on one item
     votes: list[Vote] = field(init=False, repr=False, compare=False)
 
     def start(self, task: Task) -> None:

@@ -56,6 +56,7 @@ class PoolOptimizer(PromptOptimizer):
         kept: share of the budget that takes the leaders to more items.
     """
 
+    chooses_items: ClassVar[bool] = True
     lookahead: ClassVar[int] = 7  # soft prompts that are decoded beside those that are needed
 
     pool: Literal["soft", "text"] = "soft"

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,7 @@ Scored = Generator[list[Query], None, list[Trial]]
 class RoundsOptimizer(PromptOptimizer):
     """Base of optimizers whose loop is a generator, :meth:`search`, that yields the queries of a round."""
 
+    chooses_items: ClassVar[bool] = True
     services: Services | None = field(init=False, repr=False, compare=False)
     seen: dict[str, Candidate] = field(init=False, repr=False, compare=False)
     paid: int = field(init=False, repr=False, compare=False)

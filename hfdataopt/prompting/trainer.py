@@ -77,6 +77,11 @@ class PromptTrainer:
         if (reward_funcs is None) == (judge is None):
             got = "neither" if judge is None else "both"
             raise OptionError(f"{WHO}: give reward_funcs or a judge; got {got}")
+        if config.minibatch_size is not None and self.optimizer.chooses_items:
+            raise OptionError(
+                f"{WHO}: minibatch_size={config.minibatch_size} has no effect, since optimizer {self.optimizer.name!r} chooses the "
+                "items of each candidate itself; leave it out, and see the optimizer's own options"
+            )
         preferences = isinstance(self.optimizer, PreferenceOptimizer)
         if judge is not None and not preferences:
             raise OptionError(

@@ -113,6 +113,16 @@ def test_a_minibatch_first_and_the_rest_only_for_those_that_hold_up_against_the_
     assert result.best == best
 
 
+def test_a_minibatch_is_refused_where_the_optimizer_chooses_the_items():
+    names = [one.name for one in host().all_components() if one.kind == "optimizer"]
+    assert {"random", "instinct", "apohf"} <= set(names)
+    for name in names:
+        with pytest.raises(
+            OptionError, match=f"minibatch_size=2 has no effect, since optimizer '{name}' chooses the items"
+        ):
+            trainer(name, minibatch_size=2)
+
+
 def test_a_query_with_its_own_items_is_not_cut_to_the_minibatch():
     (one_,) = candidates(1)
     result = trainer(Listed([Query(one_, 4)]), leaders=0, minibatch_size=2).train()
