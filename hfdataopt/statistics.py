@@ -1,4 +1,4 @@
-"""Small statistics: a confidence interval for a mean over a few seeds, ranks, and Spearman's rank correlation."""
+"""Small statistics: confidence intervals for a mean over a few seeds and for rewards, ranks, and Spearman's rank correlation."""
 
 import math
 from collections.abc import Sequence
@@ -24,6 +24,21 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     quantile = _T[count - 2] if count - 1 <= len(_T) else 1.96 + 2.4 / (count - 1)
     half = quantile * deviation / math.sqrt(count)
     return mean, mean - half, mean + half
+
+
+def reward_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """``(mean, low, high)``: a 95 % interval for the mean of rewards.
+
+    Rewards that are all 0 or 1: Wilson's score interval, which stays within [0, 1] and is not empty where all are alike. Others:
+    the t interval of :func:`mean_interval`, whose limits may lie where no reward does.
+    """
+    if not set(values) <= {0.0, 1.0}:
+        return mean_interval(values)
+    count, z = len(values), 1.96
+    mean = sum(values) / count
+    centre = (mean + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
+    return mean, max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def ranks(values: Any) -> np.ndarray:

@@ -18,7 +18,8 @@ class Leader:
 
     Attributes:
         score: mean reward on the items of the search, on which it was chosen (so it flatters).
-        fresh: mean reward on items that no candidate had seen, and its 95 % interval; None where none was left.
+        fresh: mean reward on items that no candidate had seen; None where none was left.
+        low, high: its 95 % interval: Wilson's where every reward is 0 or 1, else Student's t.
     """
 
     candidate: Candidate
@@ -49,7 +50,8 @@ class PromptResult:
         status: ``finished`` (the optimizer had nothing more to ask, or ``max_steps``) or ``budget``.
         reason: in words.
         leaders: best first, with the evidence.
-        win_rate: with a judge, share of fresh items on which the best beat the first of ``start`` (or no prompt), and interval.
+        win_rate: with a judge, share of fresh items on which the best beat the first of ``start`` (or no prompt), and its 95 %
+            interval: Wilson's, with ties (0.5) Student's t cut to [0, 1].
         trials, votes: everything that was tried, in order.
         history: per step ``step, calls, judge_calls, score, best_score``.
         spent: calls, tokens, money; ``uncertain`` requests of killed runs were sent twice.

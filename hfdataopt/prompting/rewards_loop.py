@@ -18,7 +18,7 @@ from hfdataopt.prompting.ledger import key_of
 from hfdataopt.prompting.optimizer import Item
 from hfdataopt.prompting.result import Leader, describe
 from hfdataopt.prompting.search import Ended, Search
-from hfdataopt.statistics import mean_interval
+from hfdataopt.statistics import reward_interval
 
 WHO = "PromptTrainer"
 Known = dict[str, dict[RowId, tuple[float, str]]]  # key of a candidate -> id of an item -> reward and answer
@@ -252,5 +252,5 @@ class RewardsLoop:
         again = [reward for reward, _ in fresh.values() if not math.isnan(reward)]
         if not again:
             return Leader(candidate, score, len(rewards))
-        mean, low, high = mean_interval(again)
+        mean, low, high = reward_interval(again)
         return Leader(candidate, score, len(rewards), mean, low, high, len(again))

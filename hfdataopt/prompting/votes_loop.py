@@ -18,7 +18,7 @@ from hfdataopt.prompting.ledger import key_of
 from hfdataopt.prompting.optimizer import PreferenceOptimizer
 from hfdataopt.prompting.search import Ended, Search
 from hfdataopt.rewards.texts import is_messages, text_of, transcript
-from hfdataopt.statistics import mean_interval
+from hfdataopt.statistics import reward_interval
 
 WHO = "PromptTrainer"
 Pair = tuple[Any, Any]
@@ -239,7 +239,7 @@ class VotesLoop:
                 )
             targets = [target for vote in votes if (target := vote.comparison.target) is not None] + [0.5] * sum(same)
             if targets:
-                mean, low, high = mean_interval(targets)
+                mean, low, high = reward_interval(targets)
                 rate = mean, max(low, 0.0), min(high, 1.0), len(targets)
         self.judge.end(self.state())
         return rate

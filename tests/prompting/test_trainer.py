@@ -13,6 +13,7 @@ from hfdataopt.plugins import host
 from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.prompting.candidate import Candidate, Exemplar, Query
 from hfdataopt.prompting.items import read_items
+from hfdataopt.statistics import mean_interval, reward_interval
 
 from .searches import CHAT_ROWS, ROWS, Listed, Model, Proposer, candidates, comparable, digit, digit_of, trainer
 
@@ -149,6 +150,26 @@ def test_the_leaders_are_scored_again_on_fresh_items_with_an_interval():
     assert result.best == result.leaders[0].candidate
     top = sorted(candidates(6), key=lambda c: -mean(c, one.split.items))[:3]
     assert {leader.candidate for leader in result.leaders} == set(top)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 4, 12])
+def test_the_interval_of_rewards_that_are_0_or_1_stays_within_them(wrong):
+    """Wilson's limits p are those that solve (mean - p)^2 = z^2 p (1 - p) / n."""
+    rewards = [0.0] * wrong + [1.0] * (12 - wrong)
+    mean, low, high = reward_interval(rewards)
+    assert mean == (12 - wrong) / 12
+    z = 1.96**2 / 12
+    expected = np.roots([1 + z, -(2 * mean + z), mean**2])
+    assert (low, high) == pytest.approx(sorted(np.clip(expected.real, 0, 1)), abs=1e-9)
+    assert 0 <= low < high <= 1
+    graded = [0.5, *rewards]
+    assert reward_interval(graded) == mean_interval(graded)
+    result = trainer(
+        Listed(candidates(1)), max_calls=25, leaders=1, final_items=12,
+        reward_funcs=lambda completions, **_: [1.0] * len(completions),
+    ).train()  # fmt: skip
+    assert (result.leaders[0].fresh, result.leaders[0].high) == (1, 1)
+    assert result.leaders[0].low == pytest.approx(12 / (12 + 1.96**2))
 
 
 def test_leaders_that_the_budget_does_not_score_again_are_said_and_come_last(capsys):
