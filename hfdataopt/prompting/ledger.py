@@ -134,7 +134,7 @@ class Ledger:
         if self._lines is not None:
             self._lines.append({"kind": "seconds", "seconds": seconds})
 
-    def vectors(self, role: str, keys: list[str]) -> dict[str, np.ndarray]:
+    def vectors(self, keys: list[str]) -> dict[str, np.ndarray]:
         """Vectors noted under these keys."""
         return {key: _vector(self.answers[key]["vector"]) for key in keys if key in self.answers}
 

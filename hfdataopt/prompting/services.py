@@ -159,7 +159,7 @@ class HostServices:
     def propose_each(self, messages: Sequence[Messages], temperature: float | None = None) -> list[str]:
         proposer = self._need(self._proposer, "proposer")
         if temperature is not None:
-            proposer = changed(proposer, "proposer", temperature=float(temperature))
+            proposer = changed(proposer, temperature=float(temperature))
         left = self._requests.budget.left("proposer") / calls_of(proposer)
         if left < 1:
             raise BudgetSpent("max_proposer_calls are used up")
@@ -183,7 +183,7 @@ class HostServices:
                 if not np.isfinite(vector).all():
                     raise DataError(f"{WHO}: the encoder's features of {str(missing[key])[:80]!r} are not finite")
                 ledger.note_vector(key, "encoder", vector)
-        vectors = ledger.vectors("encoder", keys)
+        vectors = ledger.vectors(keys)
         return np.stack([vectors[key] for key in keys]) if keys else np.zeros((0, 0), np.float32)
 
     @property
@@ -212,7 +212,7 @@ class HostServices:
         return self._need(self._white_box, "white_box").hidden(soft_prompts, messages)
 
     def sample(self, item: RowId, n: int) -> list[str]:
-        model = changed(self._model, "model", temperature=getattr(self._model, "temperature", 1.0) or 1.0)
+        model = changed(self._model, temperature=getattr(self._model, "temperature", 1.0) or 1.0)
         name = f"sample {item!r}"
         first = self._asked.get(name, 0)
         self._asked[name] = first + n
@@ -284,7 +284,7 @@ def as_prompt(generator: Any, messages: Messages) -> Any:
     return messages
 
 
-def changed(generator: Any, role: str, **options: Any) -> Any:
+def changed(generator: Any, **options: Any) -> Any:
     """The generator with other options; one that has no such option, such as a function, stays as it is."""
     if not is_dataclass(generator) or isinstance(generator, type):
         return generator

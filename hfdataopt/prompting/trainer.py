@@ -216,26 +216,32 @@ class PromptTrainer:
         services = HostServices(requests, self.model, self._proposer, self._encoder, self._white_box, items)
         reserve = reserved(self.args, self.split, self.model, self.judge)
         return Search(
-            *(
-                self.args,
-                self.optimizer,
-                self.model,
-                self.split,
-                items,
-                requests,
-                services,
-                reserve,
-                self.callbacks,
-                self,
-            )
+            config=self.args,
+            optimizer=self.optimizer,
+            model=self.model,
+            split=self.split,
+            items=items,
+            requests=requests,
+            services=services,
+            reserve=reserve,
+            callbacks=self.callbacks,
+            trainer=self,
         )
 
     def _run(self, search: Search) -> PromptResult:
         """The search from its first round to the last word on its leaders."""
         config, optimizer = self.args, self.optimizer
         calls = calls_of_search(config, self.model, self.judge, search.reserve)
-        task = Task(*(self.split.items, self.split.examples, tuple(config.start), config.seed, calls, config.parallel))
-        optimizer.start(task)
+        optimizer.start(
+            Task(
+                items=self.split.items,
+                examples=self.split.examples,
+                start=tuple(config.start),
+                seed=config.seed,
+                calls=calls,
+                parallel=config.parallel,
+            )
+        )
         search.event("on_train_begin")
         loop: RewardsLoop | VotesLoop
         if isinstance(optimizer, PreferenceOptimizer):
@@ -318,13 +324,13 @@ class PromptTrainer:
                 raise OptionError(
                     f"{WHO}: optimizer {self.optimizer.name!r} needs proposer=: the model draws images and cannot write prompts"
                 )
-            return changed(self.model, "proposer", **options)
+            return changed(self.model, **options)
         if isinstance(given, tuple):
             given, processing_class = given
         elif proposer is not None:
             processing_class = None
         made = _generator(given, processing_class if given is model else None, config, "proposer")
-        return made if made is given else changed(made, "proposer", **options)
+        return made if made is given else changed(made, **options)
 
     def _reward_functions(self, reward_funcs: Any, processing_classes: Any) -> Any:
         weights = self.args.reward_weights

@@ -304,7 +304,7 @@ def test_what_is_written_is_read_again(tmp_path):
     ledger.close()
     again = Ledger(tmp_path, {"path": str(tmp_path), "seed": 0})
     assert again.answers["a"]["completion"] == {"text": "x\n"}
-    assert again.vectors("encoder", ["v", "none"])["v"].tolist() == vector.tolist()
+    assert again.vectors(["v", "none"])["v"].tolist() == vector.tolist()
     assert (again.sent, again.kept, again.seconds, again.uncertain) == ({"b"}, 2, 3.5, 0)
     assert [event["question"] for event in again.events] == ["q"]
     again.request("b", "model", "q")
