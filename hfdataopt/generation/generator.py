@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from hfdataopt.errors import DataError, OptionError, Refused
 from hfdataopt.generation.completion import Completion
@@ -69,6 +69,27 @@ class Generator(ABC):
         messages = [{"content": prompt}] if isinstance(prompt, str) else prompt
         texts = [x if isinstance(x := message.get("content"), str) else json.dumps(x) for message in messages]
         return sum(len(text.encode()) + TOKENS_PER_MESSAGE for text in texts)
+
+
+class TwoCalls(Generator):
+    """A generator whose completion takes two calls of another one.
+
+    A search makes both calls itself, so that each answer is kept as it arrives.
+
+    Attributes:
+        generator: the other one, which answers both calls.
+    """
+
+    generator: Any
+    calls_per_completion: ClassVar[int] = 2
+
+    @abstractmethod
+    def second(self, prompt: Any, first: Completion) -> Any:
+        """The prompt of the second call."""
+
+    @abstractmethod
+    def joined(self, prompt: Any, first: Completion, last: Completion) -> Completion:
+        """The completion that the two answers make, with the tokens of both calls."""
 
 
 def open_jobs(

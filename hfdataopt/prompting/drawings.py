@@ -19,7 +19,7 @@ def draw(model: Any, texts: Sequence[str], requests: Any, folder: Path) -> list[
     ledger, budget = requests.ledger, requests.budget
     about = model.describe()
     keys = [key_of("image", about, text) for text in texts]
-    fresh = dict.fromkeys(key for key in keys if requests.new([key]))
+    fresh = dict.fromkeys(key for key in keys if key not in requests.used)
     if len(fresh) > budget.left("model"):
         raise BudgetSpent(f"{len(fresh)} images are needed, and {budget.left('model'):g} calls are left")
     text_of = dict(zip(keys, texts, strict=True))

@@ -93,12 +93,12 @@ class RewardsLoop:
         short = ""
         for query in queries:
             items = self._items_of(query)
-            prompts = [ApplyPrompt.of(query.candidate).render(item.prompt) for item in items]
-            if not self._fits(query.candidate, prompts, items):
+            if not search.fits(query.candidate, items):
                 taken.append((query, items, False))
                 continue
+            prompts = [ApplyPrompt.of(query.candidate).render(item.prompt) for item in items]
             keys = search.requests.keys("model", search.model, prompts, [""] * len(prompts))
-            cost = search.each * search.requests.new([key for key in keys if key not in used])
+            cost = search.requests.cost(search.model, [key for key in keys if key not in used])
             if cost > left:
                 short = f"the next candidate needs {cost} calls, and {max(left, 0):g} are left"
                 break
@@ -136,18 +136,6 @@ class RewardsLoop:
         if not isinstance(query.items, tuple):
             return list(self.search.split.items[: query.items])
         return [self.search.items[item] for item in query.items]
-
-    def _fits(self, candidate: Candidate, prompts: Sequence[Any], items: Sequence[Item]) -> bool:
-        """Whether a local model can read the prompts; a candidate that is too long has no reward, and the search goes on."""
-        check = getattr(self.search.model, "check", None)
-        if not callable(check):
-            return True
-        try:
-            check(prompts, [item.id for item in items])
-        except DataError as error:
-            say(f"{WHO}: {describe(candidate)} has no reward: {error}")
-            return False
-        return True
 
     def _answer_and_reward(self, jobs: Sequence[tuple[Candidate, Item]]) -> dict[tuple[str, RowId], tuple[float, str]]:
         search = self.search

@@ -9,6 +9,7 @@ import numpy as np
 
 from hfdataopt.errors import DataError, GenerationError, OptionError, Refused
 from hfdataopt.generation import Completion
+from hfdataopt.generation.generator import TwoCalls
 from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.prompting.budget import Budget, BudgetSpent, calls_of
 from hfdataopt.prompting.candidate import Candidate, RowId
@@ -33,9 +34,11 @@ class Requests:
         about = generator.describe()
         return [key_of(role, about, prompt, draw) for prompt, draw in zip(prompts, draws, strict=True)]
 
-    def new(self, keys: Sequence[str]) -> int:
-        """How many of these this search has not used yet."""
-        return len(set(keys) - self.used)
+    def cost(self, generator: Any, keys: Sequence[str]) -> int:
+        """Calls that completions under these keys take beyond those that this search has used already."""
+        if isinstance(generator, TwoCalls):
+            return len({part for key in keys for part in _parts(key)} - self.used)
+        return calls_of(generator) * len(set(keys) - self.used)
 
     def complete(
         self,
@@ -50,11 +53,22 @@ class Requests:
             BudgetSpent: not all of them are within the budget; those that had been sent are kept.
             GenerationError: the provider failed; what arrived is kept.
         """
-        each = calls_of(generator)
         keys = self.keys(role, generator, prompts, draws)
+        cost, left = self.cost(generator, keys), self.budget.left(role)
+        if cost > left:
+            raise BudgetSpent(f"{cost} {role} call(s) are needed, and {left:g} are left")
+        if not isinstance(generator, TwoCalls):
+            return self._answers(role, generator, prompts, keys)
+        inner, parts = generator.generator, [_parts(key) for key in keys]
+        first = self._answers(role, inner, prompts, [one for one, _ in parts])
+        seconds = [generator.second(*pair) for pair in zip(prompts, first, strict=True)]
+        last = self._answers(role, inner, seconds, [two for _, two in parts])
+        return [generator.joined(*three) for three in zip(prompts, first, last, strict=True)]
+
+    def _answers(self, role: str, generator: Any, prompts: Sequence[Any], keys: Sequence[str]) -> list[Completion]:
+        """The kept answers, and those to the requests that are sent for the others."""
+        each = calls_of(generator)
         fresh = list(dict.fromkeys(key for key in keys if key not in self.used))
-        if len(fresh) * each > self.budget.left(role):
-            raise BudgetSpent(f"{len(fresh) * each} {role} call(s) are needed, and {self.budget.left(role):g} are left")
         place = {key: number for number, key in reversed(list(enumerate(keys)))}
         for key in fresh:
             if key in self.ledger.answers:
@@ -131,6 +145,11 @@ class Requests:
         self.used.add(key)
         into, out = self.ledger.answers[key]["tokens"]
         self.budget.book(role, into, out, requests)
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """Names of the two answers of a :class:`~hfdataopt.generation.generator.TwoCalls`."""
+    return f"{key}/1", f"{key}/2"
 
 
 def _completion(line: dict[str, Any]) -> Completion:

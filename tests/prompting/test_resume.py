@@ -9,11 +9,12 @@ from collections import Counter
 
 import pytest
 
-from hfdataopt.errors import HfDataOptError
+from hfdataopt.errors import GenerationError, HfDataOptError
 from hfdataopt.generation import CallableGenerator
 from hfdataopt.prompting.judges import ModelJudge, SimulatedJudge
 from hfdataopt.prompting.ledger import FILE
 from hfdataopt.prompting.result import FILE as RESULT
+from hfdataopt.prompting.tasks.chain_of_thought import NUMBER, ChainOfThought
 
 from .searches import Duels, Listed, Model, Proposer, candidates, comparable, digit, digit_of, trainer
 
@@ -108,7 +109,16 @@ def with_a_model_as_judge(folder, log):
     )
 
 
-SEARCHES = [with_rewards, with_proposals, with_a_simulated_user, with_a_model_as_judge]
+def with_two_calls(folder, log):
+    return trainer(
+        *(Listed(candidates(6)), ChainOfThought(CallableGenerator(Logged(log), batch_size=BATCH))),
+        reward_funcs=lambda completions, **_: [int(one[0]) / 10 for one in completions],
+        output_dir=str(folder),
+        max_calls=80,
+    )
+
+
+SEARCHES = [with_rewards, with_two_calls, with_proposals, with_a_simulated_user, with_a_model_as_judge]
 
 
 def asked(log):
@@ -181,6 +191,31 @@ def test_every_beginning_of_the_ledger_leads_to_the_same_end(tmp_path, search):
         if end == len(kept):
             assert not asked(log)
         shutil.rmtree(folder)
+
+
+def test_first_answers_of_two_calls_are_kept_though_the_second_ones_fail(tmp_path):
+    given, broken = [], [True]
+
+    def model(prompts):
+        if broken[0] and any(NUMBER in prompt for prompt in prompts):
+            raise ConnectionError
+        given.extend(prompts)
+        return ["7"] * len(prompts)
+
+    def search():
+        thinking = ChainOfThought(CallableGenerator(model, batch_size=BATCH))
+        return trainer(Listed(candidates(1)), thinking, reward_funcs=ones, output_dir=str(tmp_path), leaders=0)
+
+    def ones(completions, **_):
+        return [1.0] * len(completions)
+
+    with pytest.raises(GenerationError):
+        search().train()
+    assert len(given) == 5
+    broken[0] = False
+    spent = search().train().spent
+    assert len(given) == len(set(given)) == spent["calls"] == 10
+    assert spent["uncertain"] == BATCH  # of the second calls
 
 
 class Stop(HfDataOptError):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from datasets import Dataset
 
@@ -14,11 +14,11 @@ from hfdataopt.generation.generator import (
     TOKENS_PER_MESSAGE,
     Admit,
     Allowed,
-    Generator,
     Have,
     Job,
     OnDone,
     RowId,
+    TwoCalls,
     open_jobs,
     table,
 )
@@ -72,7 +72,7 @@ def _problem(row: Mapping[str, Any], where: str) -> tuple[str, str]:
 
 
 @dataclass
-class ChainOfThought(Generator):
+class ChainOfThought(TwoCalls):
     """A generator that lets another one reason, and asks it a second time for the answer.
 
     The second call gets the prompt, the reasoning and the sentence ``extract``. The completion's text is reasoning,
@@ -80,7 +80,7 @@ class ChainOfThought(Generator):
     are those of both calls.
 
     Prompts are worked off in groups of the inner generator's ``concurrency`` or ``batch_size``, so that a run that is
-    killed loses at most the reasoning of one group.
+    killed loses at most the reasoning of one group; a search keeps every answer.
 
     Attributes:
         generator: answers both calls. A search's proposer should be this one, not the chain of thought.
@@ -89,7 +89,6 @@ class ChainOfThought(Generator):
 
     generator: Any
     extract: str = NUMBER
-    calls_per_completion: ClassVar[int] = 2  # calls of the inner generator, which budgets count
 
     def __post_init__(self) -> None:
         if not callable(getattr(self.generator, "generate", None)):
@@ -181,12 +180,11 @@ class ChainOfThought(Generator):
     ) -> None:
         """The second calls, for the reasoning that arrived."""
         jobs = sorted(reasons)
-        seconds = [self._second(prompts[index], reasons[index, sample]) for index, sample in jobs]
+        seconds = [self.second(prompts[index], reasons[index, sample]) for index, sample in jobs]
 
         def answered(place: int, _: int, answer: Completion) -> None:
             job = jobs[place]
-            into = self._prompt_tokens(prompts[job[0]], reasons[job]) + self._prompt_tokens(seconds[place], answer)
-            made[job] = self._joined(reasons[job], answer, into)
+            made[job] = self.joined(prompts[job[0]], reasons[job], answer)
             if on_done is not None:
                 on_done(*job, made[job])
 
@@ -194,8 +192,8 @@ class ChainOfThought(Generator):
             names = [f"{keys[index]!r}/{sample}/answer" for index, sample in jobs]
             self.generator.generate(seconds, 1, keys=names, seed=seed, on_done=answered, allowed=allowed)
 
-    def _second(self, prompt: Any, reasoning: Completion) -> Any:
-        text = reasoning.text.rstrip()
+    def second(self, prompt: Any, first: Completion) -> Any:
+        text = first.text.rstrip()
         if isinstance(prompt, str):
             return f"{prompt}{text}\n{self.extract}"
         return [*prompt, {"role": "assistant", "content": text}, {"role": "user", "content": self.extract}]
@@ -204,12 +202,13 @@ class ChainOfThought(Generator):
         known = completion.prompt_tokens
         return self.generator.count_tokens(prompt) if known is None else known
 
-    def _joined(self, reasoning: Completion, answer: Completion, prompt_tokens: int) -> Completion:
-        text = f"{reasoning.text.rstrip()}\n{self.extract} {answer.text.lstrip()}"
-        out = [one.completion_tokens if one.token_ids is None else len(one.token_ids) for one in (reasoning, answer)]
+    def joined(self, prompt: Any, first: Completion, last: Completion) -> Completion:
+        text = f"{first.text.rstrip()}\n{self.extract} {last.text.lstrip()}"
+        into = self._prompt_tokens(prompt, first) + self._prompt_tokens(self.second(prompt, first), last)
+        out = [one.completion_tokens if one.token_ids is None else len(one.token_ids) for one in (first, last)]
         tokens = None if None in out else sum(count or 0 for count in out)
-        finished = reasoning.finished and answer.finished
-        return Completion(text, finished=finished, prompt_tokens=prompt_tokens, completion_tokens=tokens)
+        finished = first.finished and last.finished
+        return Completion(text, finished=finished, prompt_tokens=into, completion_tokens=tokens)
 
 
 def last_number(text: str) -> float | None:
