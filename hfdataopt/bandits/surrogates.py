@@ -219,9 +219,13 @@ class _Kernel(Surrogate):
         return self._kernel(x).gram(self._kernel(self._x)) @ self._weights
 
     def posterior(self, pool: Any) -> Posterior:
-        return self._posterior(self._inputs(pool))
+        """As of any surrogate; mean and variance can be differentiated in a tensor that requires gradients.
 
-    def _posterior(self, x: Tensor) -> Posterior:
+        (Not with the tangent kernel.)
+        """
+        x = self._inputs(pool)
+        if isinstance(pool, Tensor) and pool.requires_grad:
+            x = (pool.double() - self._location[0]) / self._location[1]
         points, observed = self._kernel(x), self._kernel(self._x)
         mean = points.gram(observed).double() @ self._weights
         location, spread = self._target

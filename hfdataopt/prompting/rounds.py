@@ -13,11 +13,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from hfdataopt.errors import OptionError
+from hfdataopt.options import check_range
 from hfdataopt.prompting import meta_prompts
 from hfdataopt.prompting.budget import BudgetSpent
 from hfdataopt.prompting.candidate import Candidate, Query, RowId, Trial
 from hfdataopt.prompting.meta_prompts import Messages, Mistake, read_instruction
-from hfdataopt.prompting.optimizer import PromptOptimizer, Services, Task
+from hfdataopt.prompting.optimizer import PromptOptimizer, Role, Services, Task
 from hfdataopt.prompting.pool import propose_pool
 
 FRUITLESS = 12  # proposals in a row without a new instruction, after which a round goes on with what it has
@@ -228,12 +229,6 @@ class RoundsOptimizer(PromptOptimizer):
             return []
         return self.collect(count, lambda attempt: rephrased(parents[attempt % len(parents)]))
 
-    def pool(self, size: int, demonstrations: int) -> list[Candidate]:
-        """The user's own instructions and induced ones, ``size`` in all."""
-        assert self.services is not None
-        found = propose_pool(self.task, self.services, size, demonstrations=demonstrations, who=self.name)
-        return [one for one in found if self.is_new(one)]
-
     def is_new(self, candidate: Candidate) -> bool:
         """Whether the candidate was never seen before; it is from now on."""
         return self.seen.setdefault(candidate.key, candidate) is candidate
@@ -241,6 +236,31 @@ class RoundsOptimizer(PromptOptimizer):
     def rng(self, *names: Any) -> Any:
         """A random generator of this optimizer's own."""
         return self.task.rng(self.name, *names)
+
+
+@dataclass
+class InducingRounds(RoundsOptimizer):
+    """Base of those that begin with induced instructions.
+
+    Args:
+        demonstrations: examples that an instruction is induced from; 0 = the user's own in other words.
+    """
+
+    demonstrations: int = field(default=5, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "demonstrations", at_least=0)
+
+    @property
+    def needs(self) -> tuple[Role, ...]:
+        return ("proposer", "examples") if self.demonstrations else ("proposer",)
+
+    def pool(self, size: int) -> list[Candidate]:
+        """The user's own instructions and induced ones, ``size`` in all."""
+        assert self.services is not None
+        found = propose_pool(self.task, self.services, size, demonstrations=self.demonstrations, who=self.name)
+        return [one for one in found if self.is_new(one)]
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:

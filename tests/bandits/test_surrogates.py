@@ -16,6 +16,7 @@ from hfdataopt.bandits import (
     layer_gradients,
     neural_variance,
 )
+from hfdataopt.bandits.coupled import MaternSurrogate
 from hfdataopt.bandits.surrogates import mlp
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.statistics import rank_correlation
@@ -254,6 +255,25 @@ def test_the_gradient_of_the_mean_is_its_slope(surrogate):
     gradient = surrogate.gradient(rows)
     torch.testing.assert_close(gradient, torch.stack(slopes, 1), rtol=1e-6, atol=1e-8)
     assert gradient.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("surrogate", [LinearSurrogate(), RBFSurrogate(), MaternSurrogate()], ids=named)
+def test_the_posterior_can_be_differentiated_in_its_points(surrogate):
+    x, y = world()
+    surrogate.fit(3 * x[:25] + 1, 5 * y[:25])
+    rows, step = 3 * x[25:28] + 1, 1e-5
+
+    def bound(points):
+        posterior = surrogate.posterior(points)
+        return posterior.mean + posterior.variance().sqrt()
+
+    slopes = [
+        (bound(rows + step * side) - bound(rows - step * side)) / (2 * step)
+        for side in torch.eye(x.shape[1], dtype=torch.float64)
+    ]
+    points = rows.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(bound(points).sum(), points)
+    torch.testing.assert_close(gradient, torch.stack(slopes, 1), rtol=1e-4, atol=1e-6)
 
 
 def test_wrong_noise_is_refused():

@@ -14,7 +14,7 @@ RUNNERS = [Candidate(f"c{i}") for i in range(8)]
 class Race(Racing):
     """One race of eight, whose rewards are the rows of a table."""
 
-    def pool(self, size, demonstrations):
+    def pool(self, size):
         return RUNNERS
 
     def vary(self, parents, count):

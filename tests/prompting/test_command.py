@@ -65,7 +65,7 @@ def test_the_help_has_the_options_of_search_and_optimizer(capsys):
         (["--judge", "terminal"], "give --reward_funcs or --judge; got both"),
         (["--criterion", "politeness"], "--criterion is for --judge human"),
         (["--port", "8000"], "--port is for --judge human"),
-        (["--demonstration", "3"], "accepts: pool_size, demonstrations"),
+        (["--demonstration", "3"], "accepts: demonstrations, pool_size"),
         (["--items", "many"], "--items"),
         (["--demonstrations", "many"], "random: option demonstrations='many' is not allowed"),
         (["--prompt_column", "question"], "no column 'question'; it has: prompt"),

@@ -8,14 +8,13 @@ from typing import ClassVar, Literal
 from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.prompting.candidate import Candidate
-from hfdataopt.prompting.optimizer import Role
-from hfdataopt.prompting.rounds import Rounds, RoundsOptimizer, plan_rungs, price_of, rungs_of
+from hfdataopt.prompting.rounds import InducingRounds, Rounds, plan_rungs, price_of, rungs_of
 
 UNLIMITED = 50  # instructions of a pool, where the budget does not count completions
 
 
 @dataclass
-class Ape(RoundsOptimizer):
+class Ape(InducingRounds):
     """A pool by induction, then successive halving over nested prefixes of the common items.
 
     Args:
@@ -26,7 +25,6 @@ class Ape(RoundsOptimizer):
         rounds: of resampling: instructions that rephrase the best take part in another halving (iterative APE). The budget is
             shared equally.
         parents: how many of the best are rephrased.
-        demonstrations: examples that an instruction is induced from.
     """
 
     name: ClassVar[str] = "ape"
@@ -37,7 +35,6 @@ class Ape(RoundsOptimizer):
     eta: float = 2.0
     rounds: int = 1
     parents: int = 3
-    demonstrations: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,11 +42,6 @@ class Ape(RoundsOptimizer):
             check_range(self, option, at_least=1)
         check_range(self, "eta", above=1)
         check_range(self, "rounds", at_least=0)
-        check_range(self, "demonstrations", at_least=0)
-
-    @property
-    def needs(self) -> tuple[Role, ...]:
-        return ("proposer", "examples") if self.demonstrations else ("proposer",)
 
     @property
     def first(self) -> int:
@@ -77,7 +69,7 @@ class Ape(RoundsOptimizer):
             if not rungs:
                 break
             size = rungs[0][0]
-            new = self.pool(size, self.demonstrations) if round_ == 0 else self.vary(best, size)
+            new = self.pool(size) if round_ == 0 else self.vary(best, size)
             yield from self.halve(new, rungs)
             best = self.leaders(self.parents)
             if not best:

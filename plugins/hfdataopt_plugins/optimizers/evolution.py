@@ -17,7 +17,7 @@ from hfdataopt.prompting.budget import BudgetSpent
 from hfdataopt.prompting.candidate import Candidate, Query
 from hfdataopt.prompting.meta_prompts import read_instruction
 from hfdataopt.prompting.optimizer import Role
-from hfdataopt.prompting.rounds import FRUITLESS, Ask, Rounds, RoundsOptimizer, combined, rephrased, rungs_of
+from hfdataopt.prompting.rounds import FRUITLESS, Ask, InducingRounds, Rounds, combined, rephrased, rungs_of
 
 UNLIMITED = 25  # generations, where the budget does not count completions
 BORDER = re.compile(r"(?<=[.!?;:,\n])\s+")
@@ -27,7 +27,7 @@ Selection = Generator[list[Query], None, list[Candidate]]
 
 
 @dataclass
-class Evolution(RoundsOptimizer):
+class Evolution(InducingRounds):
     """Instructions as sequences of phrases, which edits delete, exchange, add and rephrase.
 
     Args:
@@ -45,7 +45,6 @@ class Evolution(RoundsOptimizer):
         temperature: of the first step, in units of the reward; it falls to 0 with the budget (annealing).
         block: items between two looks at a neighbour's score (annealing).
         unit: what a phrase is. An instruction of one clause is split into words.
-        demonstrations: examples that an instruction is induced from.
     """
 
     name: ClassVar[str] = "evolution"
@@ -60,13 +59,12 @@ class Evolution(RoundsOptimizer):
     temperature: float = 0.1
     block: int = 2
     unit: Literal["clause", "word"] = "clause"
-    demonstrations: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("population", "children", "block"):
             check_range(self, option, at_least=1)
-        for option in ("pool_size", "temperature", "demonstrations"):
+        for option in ("pool_size", "temperature"):
             check_range(self, option, at_least=0)
         check_range(self, "crossover", at_least=0, at_most=1)
         if not self.edits:
@@ -112,7 +110,7 @@ class Evolution(RoundsOptimizer):
 
     def beginning(self) -> list[Candidate]:
         if self.pool_size:
-            return self.pool(self.pool_size, self.demonstrations)
+            return self.pool(self.pool_size)
         texts = self.task.start or tuple(self.components)
         return [one for one in (Candidate(text, origin="start") for text in texts) if self.is_new(one)]
 

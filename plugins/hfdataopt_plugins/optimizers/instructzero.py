@@ -69,10 +69,9 @@ class InstructZero(PoolOptimizer):
 
     def _climb(self, model: CoupledSurrogate, points: np.ndarray, best: float) -> np.ndarray:
         at = torch.tensor(points, dtype=torch.float64)
-        centre, spread = model._location
         for step in range(self.refine):
             at.requires_grad_()
-            posterior = model._posterior((at - centre) / spread)
+            posterior = model.posterior(at)
             (slope,) = torch.autograd.grad(improvement(posterior.mean, posterior.variance(), best).sum(), at)
             length = 0.1 * (1 - step / self.refine)
             norm = slope.norm(dim=1, keepdim=True)

@@ -10,15 +10,14 @@ from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.prompting import meta_prompts
 from hfdataopt.prompting.candidate import Candidate
-from hfdataopt.prompting.optimizer import Role
-from hfdataopt.prompting.rounds import Ask, Rounds, RoundsOptimizer, ranked
+from hfdataopt.prompting.rounds import Ask, InducingRounds, Rounds, ranked
 
 UNLIMITED = 25  # steps, where the budget does not count completions
 FINALISTS = 3  # instructions that are tried on all items at the end
 
 
 @dataclass
-class Opro(RoundsOptimizer):
+class Opro(InducingRounds):
     """Steps of new instructions, each from a history in ascending order of its scores.
 
     Args:
@@ -29,7 +28,6 @@ class Opro(RoundsOptimizer):
         items: how many common items an instruction is scored on, so that all scores in a history are of the same items; None =
             as many as let the budget try at least 16 instructions, at least 4. The best are tried on all at the end.
         shuffle_scores: show each instruction with the score of another: the control that says whether scores are read.
-        demonstrations: examples that a first instruction is induced from.
     """
 
     name: ClassVar[str] = "opro"
@@ -40,18 +38,12 @@ class Opro(RoundsOptimizer):
     shown: int = 3
     items: int | None = None
     shuffle_scores: bool = False
-    demonstrations: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("pool_size", "batch", "history", "items"):
             check_range(self, option, at_least=1)
-        for option in ("shown", "demonstrations"):
-            check_range(self, option, at_least=0)
-
-    @property
-    def needs(self) -> tuple[Role, ...]:
-        return ("proposer", "examples") if self.demonstrations else ("proposer",)
+        check_range(self, "shown", at_least=0)
 
     @property
     def width(self) -> int:
@@ -71,7 +63,7 @@ class Opro(RoundsOptimizer):
         width, items = self.width, len(self.task.items)
         # The end is paid before the steps are.
         end = FINALISTS * (items - width) if self.left >= 4 * width + FINALISTS * (items - width) else 0
-        first = self.pool(min(self.pool_size, max(1, (self.left - end) // width - 1)), self.demonstrations)
+        first = self.pool(min(self.pool_size, max(1, (self.left - end) // width - 1)))
         tried = [trial.candidate for trial in (yield from self.score(first, width))]
         step = 0
         while tried and self.left - end >= width and (self.task.calls is not None or step < UNLIMITED):

@@ -14,13 +14,13 @@ from hfdataopt.prompting import meta_prompts
 from hfdataopt.prompting.candidate import Candidate
 from hfdataopt.prompting.meta_prompts import Mistake
 from hfdataopt.prompting.optimizer import Item, Role, Task
-from hfdataopt.prompting.rounds import Rounds, RoundsOptimizer, rewritten
+from hfdataopt.prompting.rounds import InducingRounds, Rounds, rewritten
 
 UNLIMITED = 10  # rounds, where the budget does not count completions
 
 
 @dataclass
-class Pmpo(RoundsOptimizer):
+class Pmpo(InducingRounds):
     """Rewriting on the rows that a local model finds least likely; what scores higher is kept.
 
     With columns ``chosen`` and ``rejected`` the score is the mean of log p(chosen) - log p(rejected), else the mean of
@@ -32,7 +32,6 @@ class Pmpo(RoundsOptimizer):
         rows: how many common items the likelihoods are of; None = all.
         worst: least likely rows that the proposer reads.
         finalists: how many of the best are tried on all items.
-        demonstrations: examples that an instruction is induced from.
     """
 
     name: ClassVar[str] = "pmpo"
@@ -42,17 +41,15 @@ class Pmpo(RoundsOptimizer):
     rows: int | None = None
     worst: int = 3
     finalists: int = 1
-    demonstrations: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("pool_size", "batch", "rows", "worst", "finalists"):
             check_range(self, option, at_least=1)
-        check_range(self, "demonstrations", at_least=0)
 
     @property
     def needs(self) -> tuple[Role, ...]:
-        return ("proposer", "likelihood", *(("examples",) if self.demonstrations else ()))
+        return (*super().needs, "likelihood")
 
     def start(self, task: Task) -> None:
         pairs = [item for item in task.items if {"chosen", "rejected"} <= set(item.columns)]
@@ -80,7 +77,7 @@ class Pmpo(RoundsOptimizer):
         end = self.finalists * len(self.task.items)
         end = end if self.left >= 2 * self.price + end else len(self.task.items)
         affordable = (self.left - end) // self.price
-        self.measure(self.pool(min(self.pool_size, affordable), self.demonstrations))
+        self.measure(self.pool(min(self.pool_size, affordable)))
         rounds = 0
         while self.left - end >= self.price and (self.task.calls is not None or rounds < UNLIMITED):
             count = min(self.batch, (self.left - end) // self.price)

@@ -10,15 +10,14 @@ from hfdataopt.options import check_range
 from hfdataopt.prompting import meta_prompts
 from hfdataopt.prompting.candidate import Candidate, Query, Trial
 from hfdataopt.prompting.meta_prompts import Mistake
-from hfdataopt.prompting.optimizer import Role
-from hfdataopt.prompting.rounds import Rounds, RoundsOptimizer, Scored, ranked, rewritten, rungs_of
+from hfdataopt.prompting.rounds import InducingRounds, Rounds, Scored, ranked, rewritten, rungs_of
 
 Selection = Generator[list[Query], None, list[Candidate]]
 UNLIMITED = 6  # rounds, where the budget does not count completions
 
 
 @dataclass
-class ProTeGi(RoundsOptimizer):
+class ProTeGi(InducingRounds):
     """Beam search with textual gradients.
 
     A round expands each instruction of the beam: some of its mistakes, one reason for them, rewritten instructions, these
@@ -35,7 +34,6 @@ class ProTeGi(RoundsOptimizer):
             gives the better half twice the items.
         block: items at a time, and those of the first halving; None = a quarter of them, at least 2.
         confidence: factor of the bound, mean + confidence sqrt(ln t / items seen).
-        demonstrations: examples that an instruction is induced from.
     """
 
     name: ClassVar[str] = "protegi"
@@ -49,18 +47,13 @@ class ProTeGi(RoundsOptimizer):
     selection: Literal["ucb", "halving"] = "halving"
     block: int | None = None
     confidence: float = 1.0
-    demonstrations: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("pool_size", "beam", "gradients", "errors", "rewrites", "block"):
             check_range(self, option, at_least=1)
-        for option in ("rephrasings", "confidence", "demonstrations"):
+        for option in ("rephrasings", "confidence"):
             check_range(self, option, at_least=0)
-
-    @property
-    def needs(self) -> tuple[Role, ...]:
-        return ("proposer", "examples") if self.demonstrations else ("proposer",)
 
     @property
     def block_size(self) -> int:
@@ -74,7 +67,7 @@ class ProTeGi(RoundsOptimizer):
         return f"one instruction on all {len(self.task.items)} items and a rewritten one on {self.block_size}"
 
     def search(self) -> Rounds:
-        beam = yield from self.select(self.pool(max(2, self.pool_size), self.demonstrations))
+        beam = yield from self.select(self.pool(max(2, self.pool_size)))
         rounds = 0
         while beam and self.left >= self.block_size:
             new = self.expand(beam, rounds)

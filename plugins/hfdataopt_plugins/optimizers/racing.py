@@ -11,8 +11,7 @@ from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.prompting import paired
 from hfdataopt.prompting.candidate import Candidate, Query, Trial
-from hfdataopt.prompting.optimizer import Role
-from hfdataopt.prompting.rounds import Rounds, RoundsOptimizer, ranked
+from hfdataopt.prompting.rounds import InducingRounds, Rounds, ranked
 
 Race = Generator[list[Query], None, list[Candidate]]
 TESTS: dict[str, Callable[[np.ndarray], float]] = {"t": paired.t_test, "sign": paired.sign_test}
@@ -22,7 +21,7 @@ RACES = 10
 
 
 @dataclass
-class Racing(RoundsOptimizer):
+class Racing(InducingRounds):
     """Races between instructions; after each, the survivors are rephrased for the next.
 
     Args:
@@ -34,7 +33,6 @@ class Racing(RoundsOptimizer):
         test: Student's t, or the sign test.
         survivors: how many of the best are rephrased and run again.
         refill: instructions of a later race.
-        demonstrations: examples that an instruction is induced from.
     """
 
     name: ClassVar[str] = "racing"
@@ -45,18 +43,12 @@ class Racing(RoundsOptimizer):
     test: Literal["t", "sign"] = "t"
     survivors: int = 3
     refill: int = 4
-    demonstrations: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("pool_size", "block", "survivors", "refill"):
             check_range(self, option, at_least=1)
         check_range(self, "alpha", above=0, below=1)
-        check_range(self, "demonstrations", at_least=0)
-
-    @property
-    def needs(self) -> tuple[Role, ...]:
-        return ("proposer", "examples") if self.demonstrations else ("proposer",)
 
     def least_calls(self) -> int:
         return len(self.task.items) + min(self.block, len(self.task.items))
@@ -69,7 +61,7 @@ class Racing(RoundsOptimizer):
         size = self.pool_size or UNLIMITED
         if self.task.calls is not None:
             size = min(size, max(2, int(SHARE * self.task.calls / min(self.block, items))))
-        alive = yield from self.race(self.pool(size, self.demonstrations))
+        alive = yield from self.race(self.pool(size))
         races = 0
         while alive and self.left >= min(self.block, items) and (self.task.calls is not None or races < RACES):
             parents = alive[: self.survivors]
