@@ -146,7 +146,7 @@ class Vote:
     """A duel and its outcome, in the order of the duel (``winner=0`` is ``duel.first``).
 
     Attributes:
-        answers: of first and second, as text; of images their paths.
+        answers: of first and second, as text; of images their paths; both empty where one is too long for the model.
         by: who judged, where there are several people.
     """
 
@@ -154,3 +154,8 @@ class Vote:
     comparison: Comparison
     answers: tuple[str, str]
     by: str = ""
+
+    @property
+    def unread(self) -> bool:
+        """Whether nobody was asked, since a candidate is too long for the model; ``invalid``, and free."""
+        return self.comparison.outcome == "invalid" and not any(self.answers)

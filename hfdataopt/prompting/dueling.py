@@ -31,7 +31,7 @@ class DuelingOptimizer(PreferenceOptimizer):
         rephrase: share of rephrasings in the pool.
         initial: random pairs to begin with.
         repeats: whether a pair comes again, on another item: ``no``, ``later`` (when all pairs were asked as often), or ``free``.
-            One that was skipped never does.
+            One that was skipped, or is too long for the model, never does.
     """
 
     pool: list[str] | None = None
@@ -72,7 +72,7 @@ class DuelingOptimizer(PreferenceOptimizer):
         for vote in self.votes:
             if (pair := self._pair(vote.duel)) is not None:
                 counts[_sorted(pair)] += 1
-                if vote.comparison.outcome == "skip":
+                if vote.comparison.outcome == "skip" or vote.unread:
                     never.add(_sorted(pair))
         chosen: list[Pair] = []
         while len(chosen) < n:

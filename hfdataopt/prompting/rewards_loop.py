@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from hfdataopt.console import say
-from hfdataopt.errors import DataError
 from hfdataopt.generation import as_messages
 from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.prompting.budget import BudgetSpent
@@ -16,7 +15,7 @@ from hfdataopt.prompting.candidate import Candidate, Query, RowId, Trial
 from hfdataopt.prompting.items import columns_of
 from hfdataopt.prompting.ledger import key_of
 from hfdataopt.prompting.optimizer import Item
-from hfdataopt.prompting.result import Leader, describe
+from hfdataopt.prompting.result import Leader
 from hfdataopt.prompting.search import Ended, Search
 from hfdataopt.statistics import reward_interval
 
@@ -51,13 +50,13 @@ class RewardsLoop:
         first = [
             query if query.items is not None or size is None else Query(query.candidate, size) for query in queries
         ]
-        trials, spent = self._score(first, self.search.reserve)
+        trials, spent = self._score(first)
         again = []
         for query, trial in zip(queries, trials, strict=False):
             if query.items is None and size is not None and self._promising(trial):
                 again.append(query)
         if again and not spent:
-            whole, spent = self._score(again, self.search.reserve)
+            whole, spent = self._score(again)
             by_key = {trial.candidate.key: trial for trial in whole}
             trials = [by_key.get(trial.candidate.key, trial) for trial in trials]
         if trials:
@@ -83,10 +82,10 @@ class RewardsLoop:
         rewards = [reward for reward, _ in self.known.get(best.key, {}).values() if not math.isnan(reward)]
         return best, float(np.mean(rewards)) if rewards else math.nan
 
-    def _score(self, queries: Sequence[Query], keep: int) -> tuple[list[Trial], str]:
-        """Trials of the first queries that the budget allows, ``keep`` calls left aside, and what it ran out of."""
+    def _score(self, queries: Sequence[Query]) -> tuple[list[Trial], str]:
+        """Trials of the first queries that the budget allows, and what it ran out of."""
         search = self.search
-        left = search.budget.left("model") - keep
+        left = search.budget.left("model")
         jobs: list[tuple[Candidate, Item]] = []
         taken: list[tuple[Query, list[Item], bool]] = []
         used: set[str] = set()
@@ -213,12 +212,12 @@ class RewardsLoop:
         elif math.isinf(left):
             most = min(most, 5 * config.items)
         else:
-            most = min(most, max(search.reserve // each, 1) if search.reserve else 0)
+            most = min(most, max(search.reserve.calls // each, 1) if search.reserve.calls else 0)
         items = tuple(item.id for item in fresh[:most])
         again: Known = {}
         if items:
             known, self.known = self.known, {}
-            _, short = self._score([Query(candidate, items) for candidate in leaders], keep=0)
+            _, short = self._score([Query(candidate, items) for candidate in leaders])
             again, self.known = self.known, known
             if short:
                 say(f"{WHO}: {len(again)} of {len(leaders)} leaders were scored again on fresh items: {short}")

@@ -8,16 +8,20 @@ from typing import Any
 from transformers import TrainerControl, TrainerState
 
 from hfdataopt.console import say
+from hfdataopt.errors import DataError
+from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.prompting.budget import Budget, calls_of
 from hfdataopt.prompting.candidate import Candidate, RowId, Trial, Vote
 from hfdataopt.prompting.config import PromptConfig
 from hfdataopt.prompting.items import Split
 from hfdataopt.prompting.ledger import Ledger
 from hfdataopt.prompting.optimizer import Item, PromptOptimizer
+from hfdataopt.prompting.planning import Reserve
 from hfdataopt.prompting.result import describe
 from hfdataopt.prompting.services import HostServices, Requests
 from hfdataopt.prompting.tracking import write_table
 
+WHO = "PromptTrainer"
 Ended = tuple[Any, str]  # status and reason of a result
 
 
@@ -25,7 +29,7 @@ class Search:
     """What the loops share.
 
     Attributes:
-        reserve: calls (with a judge: votes) that are kept for the end.
+        reserve: what is kept for the end.
         each: calls that a completion of the scored model costs.
         trials, votes, history: of the result.
         trackers: of ``report_to``.
@@ -40,7 +44,7 @@ class Search:
         items: Mapping[RowId, Item],
         requests: Requests,
         services: HostServices,
-        reserve: int,
+        reserve: Reserve,
         callbacks: Sequence[Any],
         trainer: Any,
     ) -> None:
@@ -54,6 +58,7 @@ class Search:
         self.state = TrainerState(max_steps=config.max_steps or 0)
         self.control = TrainerControl()
         self._callbacks, self._trainer = callbacks, trainer
+        self._too_long: set[str] = set()
 
     @property
     def budget(self) -> Budget:
@@ -111,6 +116,20 @@ class Search:
         candidate = None if best is None else best[0]
         shown = None if candidate is None else candidate.instruction
         self.event("on_step_end", best=candidate, best_prompt=shown, spent=spent, **told)
+
+    def fits(self, candidate: Candidate, items: Sequence[Item]) -> bool:
+        """Whether a local model can read these items' prompts; a candidate that is too long is said once."""
+        check = getattr(self.model, "check", None)
+        if not callable(check):
+            return True
+        try:
+            check([ApplyPrompt.of(candidate).render(item.prompt) for item in items], [item.id for item in items])
+        except DataError as error:
+            if candidate.key not in self._too_long:
+                say(f"{WHO}: {describe(candidate)} cannot be tried: {error}")
+            self._too_long.add(candidate.key)
+            return False
+        return True
 
     def log(self, numbers: dict[str, float]) -> None:
         """Hand numbers to the trackers."""

@@ -63,14 +63,15 @@ class VotesLoop:
 
     def _round(self) -> bool:
         search = self.search
-        allowed = (search.budget.left("judge") - search.reserve) // self.judge.calls_per_question
+        allowed = search.budget.left("judge") // self.judge.calls_per_question
         if allowed < 1:
             raise BudgetSpent(f"max_judge_calls={search.config.max_judge_calls}")
         asked = self.optimizer.ask(int(min(search.config.parallel, allowed)), (), search.services)
         if not asked:
             return False
-        duels, pairs, spent = self.telling(asked)
+        duels, pairs, unread, spent = self.telling(asked)
         votes, late = self._vote(duels, pairs, [str(len(search.votes) + place) for place in range(len(duels))])
+        votes += unread
         if votes:
             self.optimizer.tell(votes)
             search.votes.extend(votes)
@@ -151,21 +152,33 @@ class VotesLoop:
         self._turn += 1
         return Duel(duel.first, duel.second, items[(self._turn - 1) % len(items)].id)
 
-    def telling(self, asked: Sequence[Duel]) -> tuple[list[Duel], list[Pair], BudgetSpent | None]:
-        """The duels on their items, as :meth:`answers` gives them.
+    def telling(self, asked: Sequence[Duel]) -> tuple[list[Duel], list[Pair], list[Vote], BudgetSpent | None]:
+        """The duels on their items, as :meth:`answers` gives them, and votes on those that the model cannot read.
 
         One without an item of its own moves on while both answers are the same, up to ``LOOKS`` items: a vote on these would
-        tell nothing. Where calls are counted it stays, since they were planned for.
+        tell nothing. Where calls are counted it stays, since they were planned for. Votes on what is too long for the model are
+        invalid, and nobody is asked.
         """
-        duels, pairs, spent = self.answers([self.placed(duel) for duel in asked])
+        placed = [self.placed(duel) for duel in asked]
+        read = [place for place, duel in enumerate(placed) if self._fits(duel)]
+        unread = [
+            Vote(duel, Comparison(None, "invalid"), ("", "")) for place, duel in enumerate(placed) if place not in read
+        ]
+        asked = [asked[place] for place in read]
+        duels, pairs, spent = self.answers([placed[place] for place in read])
         for _ in range(LOOKS - 1 if self.search.config.max_calls is None and spent is None else 0):
             same = [place for place, pair in enumerate(pairs) if asked[place].item is None and _same(pair)]
-            found, others, spent = self.answers([self.placed(asked[place]) for place in same])
-            for place, duel, pair in zip(same, found, others, strict=False):
+            moved = {place: duel for place in same if self._fits(duel := self.placed(asked[place]))}
+            found, others, spent = self.answers(list(moved.values()))
+            for place, duel, pair in zip(moved, found, others, strict=False):
                 duels[place], pairs[place] = duel, pair
             if not same or spent is not None:
-                return duels, pairs, None
-        return duels, pairs, spent
+                return duels, pairs, unread, None
+        return duels, pairs, unread, spent
+
+    def _fits(self, duel: Duel) -> bool:
+        item = self.search.items[duel.item]  # type: ignore[index]
+        return all(one.completion is not None or self.search.fits(one, [item]) for one in (duel.first, duel.second))
 
     def question(self, duel: Duel, pair: Pair, name: str) -> tuple[Question, bool]:
         """The question with its answers in the order in which they are shown, and whether that is the other one."""
@@ -222,10 +235,11 @@ class VotesLoop:
         """How often the best wins against the prompt of before on fresh items; None where nothing was kept for it."""
         search = self.search
         before = Candidate(search.config.start[0]) if search.config.start else Candidate()
-        count = min(search.reserve // self.judge.calls_per_question, len(search.split.fresh))
+        count = search.reserve.items
         rate = None
         if count and best.completion is None and best.key != before.key:
             duels = [Duel(best, before, item.id) for item in search.split.fresh[:count]]
+            duels = [duel for duel in duels if self._fits(duel)]
             duels, pairs, spent = self.answers(duels)
             same = [_same(pair) for pair in pairs]  # a tie that nobody has to be asked about
             told = [place for place, one in enumerate(same) if not one]
@@ -293,12 +307,17 @@ class _People:
             most.append(steps - search.state.global_step)
         wanted = int(min(most)) - len(self.open)
         spent: BudgetSpent | None = None
+        unread: list[Vote] = []
         if wanted > 0:
             pending = [duel for duel, _ in self.open.values()]
             try:
-                duels, pairs, spent = loop.telling(loop.optimizer.ask(wanted, pending, search.services))
+                duels, pairs, unread, spent = loop.telling(loop.optimizer.ask(wanted, pending, search.services))
             except BudgetSpent as out:  # of proposals, say; what is open is still worth an answer
-                duels, pairs, spent = [], [], out
+                duels, pairs, unread, spent = [], [], [], out
+            if unread:
+                loop.optimizer.tell(unread)
+                search.votes.extend(unread)
+                loop.told(unread)
             for duel, pair in zip(duels, pairs, strict=True):
                 question, flip = loop.question(duel, pair, str(self.asked))
                 self.asked += 1
@@ -308,6 +327,8 @@ class _People:
             return None
         if spent is not None:
             return "budget", str(spent)
+        if wanted > 0 and unread:
+            return search.ended() or self._ask()
         if wanted > 0:
             return "finished", "the optimizer has nothing more to ask"
         return "budget", f"max_judge_calls={search.config.max_judge_calls}"

@@ -146,5 +146,34 @@ def test_pairs_that_cannot_be_read_are_named():
     model, tokenizer = tiny.llama(), tiny.tokenizer(special=False)
     with pytest.raises(DataError, match="completion 1 has no tokens"):
         log_likelihoods(model, tokenizer, ["the", "film"], ["great", ""], 2)
-    with pytest.raises(DataError, match=r"completion 0 have 100 \+ 1 tokens; the model reads"):
-        log_likelihoods(model, tokenizer, ["the " * 100], ["great"], 2)
+
+
+def test_a_pair_that_is_too_long_has_no_likelihood_and_changes_no_other(capsys):
+    model, tokenizer = tiny.llama(), tiny.tokenizer(special=False)
+    found = log_likelihoods(model, tokenizer, ["the film", "the " * 100, "plot"], ["fine", "great", "dire"], 2)
+    assert np.isnan(found).tolist() == [False, True, False]
+    assert np.array_equal(found[[0, 2]], log_likelihoods(model, tokenizer, ["the film", "plot"], ["fine", "dire"], 2))
+    assert "1 of 3 pairs of prompt and completion have up to 101 tokens" in capsys.readouterr().err
+
+
+def test_an_instruction_that_is_too_long_never_wins():
+    class Short(Likelihoods):
+        """Cannot read the first instruction with one of the rows."""
+
+        def log_likelihood(self, candidates, items, outputs):
+            found = super().log_likelihood(candidates, items, outputs)
+            for place, one in enumerate(candidates):
+                if self.long is None or self.long == one.key:
+                    self.long = one.key
+                    found[place, -1] = np.nan
+            return found
+
+    helpers, optimizer = Short(), Pmpo()
+    helpers.long = None
+    search.run(optimizer, search.task(ITEMS, calls=150), reward, helpers, 500)
+    assert helpers.long in optimizer.margins
+    assert optimizer.by_likelihood()[-1].key == helpers.long != optimizer.best.key
+    everything = Likelihoods()
+    everything.log_likelihood = lambda candidates, items, outputs: np.full((len(candidates), len(items)), np.nan)
+    with pytest.raises(DataError, match="too long for the model"):
+        search.run(Pmpo(), search.task(ITEMS, calls=150), reward, everything, 500)

@@ -16,9 +16,10 @@ from hfdataopt.errors import (
     PluginError,
 )
 from hfdataopt.generation import EndpointGenerator
-from hfdataopt.prompting.candidate import Candidate
-from hfdataopt.prompting.judges import RewardJudge
+from hfdataopt.prompting.candidate import Candidate, Comparison
+from hfdataopt.prompting.judges import Judge, RewardJudge
 from hfdataopt.prompting.trainer import PromptTrainer
+from hfdataopt_plugins.optimizers.copeland_ts import CopelandThompson
 
 from ..generation.test_endpoint import Server, failing
 from ..tiny import VOCABULARY, tokenizer
@@ -264,7 +265,9 @@ def counted():
 
 
 def local(model, rows=FEW, optimizer=None, **options):
-    options = {"items": 1, "leaders": 0, "max_new_tokens": 4, "reward_funcs": lambda completions, **_: [0.0], **options}
+    options = {"items": 1, "leaders": 0, "max_new_tokens": 4, **options}
+    if "judge" not in options:
+        options.setdefault("reward_funcs", lambda completions, **_: [0.0])
     read = tokenizer(special=False)
     return trainer(optimizer or Listed([Candidate("the film")]), model, rows, processing_class=read, **options)
 
@@ -288,7 +291,44 @@ def test_a_candidate_that_does_not_fit_has_no_reward_and_the_search_goes_on(coun
     assert str(result.trials[0].score) == "nan"
     assert result.best == two[1]
     assert result.spent["calls"] == 1
-    assert "has no reward" in capsys.readouterr().err
+    assert "cannot be tried" in capsys.readouterr().err
+
+
+class Longer(Judge):
+    """The longer answer wins; keeps what it was shown."""
+
+    def __init__(self, interactive):
+        self.interactive, self.shown = interactive, []
+
+    def decide(self, questions):
+        self.shown += questions
+        return [Comparison.of(int(len(one.answers[1]) > len(one.answers[0]))) for one in questions]
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_a_duel_that_does_not_fit_is_invalid_and_free(counted, capsys, interactive):
+    long, *others = [Candidate("very " * 30), Candidate("the film"), Candidate("it was")]
+    judge = Longer(interactive)
+    options = {"judge": judge, "max_judge_calls": 4, "parallel": 2}
+    result = local(counted, optimizer=Duels([long, *others]), **options).train()
+    unread = [vote for vote in result.votes if long in (vote.duel.first, vote.duel.second)]
+    assert len(unread) >= 4
+    assert all(vote.unread and vote.comparison.outcome == "invalid" for vote in unread)
+    assert len(judge.shown) == len(result.votes) - len(unread) == result.spent["judge_calls"] == 4
+    assert capsys.readouterr().err.count("cannot be tried") == 1
+
+
+@pytest.mark.parametrize("repeats", ["later", "free"])
+def test_a_search_of_pairs_leaves_out_what_does_not_fit(counted, repeats):
+    pool = ["very " * 30, "the film", "it was"]
+    optimizer = CopelandThompson(pool=pool, repeats=repeats)
+    result = local(counted, optimizer=optimizer, judge=Longer(False), max_judge_calls=6).train()
+    assert [vote.unread for vote in result.votes].count(True) == 2
+    assert result.spent["judge_calls"] == 6
+    nothing = CopelandThompson(pool=["very " * 30, "very " * 31])
+    result = local(counted, optimizer=nothing, judge=Longer(False), max_judge_calls=6).train()
+    assert result.status == "finished"
+    assert result.spent["judge_calls"] == 0
 
 
 def test_a_missing_tracker_is_said_before_anything_is_asked(tmp_path):

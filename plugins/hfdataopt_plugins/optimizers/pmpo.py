@@ -78,6 +78,10 @@ class Pmpo(InducingRounds):
         end = end if self.left >= 2 * self.price + end else len(self.task.items)
         affordable = (self.left - end) // self.price
         self.measure(self.pool(min(self.pool_size, affordable)))
+        if all(np.isnan(values).any() for values in self.margins.values()):
+            raise DataError(
+                "pmpo: no instruction to begin with has a likelihood on all rows; they are too long for the model"
+            )
         rounds = 0
         while self.left - end >= self.price and (self.task.calls is not None or rounds < UNLIMITED):
             count = min(self.batch, (self.left - end) // self.price)
