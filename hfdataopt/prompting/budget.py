@@ -53,6 +53,7 @@ class Budget:
     ``uncertain`` beside the budget.
 
     Attributes:
+        kept: requests per role that are set aside for the end of a search.
         timed_out: the next request would go out after ``seconds``; from then on none does.
         prices: role -> money per million prompt tokens and per million completion tokens.
     """
@@ -66,6 +67,7 @@ class Budget:
     prices: dict[str, tuple[float, float]] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
     before: float = 0.0
+    kept: dict[str, int] = field(default_factory=dict)
     timed_out: bool = False
     _reserved_tokens: int = 0
     _reserved_cost: float = 0.0
@@ -81,9 +83,9 @@ class Budget:
         return not self.timed_out
 
     def left(self, role: str) -> float:
-        """Requests that the role's own limit still allows."""
+        """Requests that the role's own limit still allows, beside those that are kept."""
         limit = getattr(self, COUNTER[role])
-        return math.inf if limit is None else limit - getattr(self.spent, COUNTER[role])
+        return math.inf if limit is None else limit - getattr(self.spent, COUNTER[role]) - self.kept.get(role, 0)
 
     def price(self, role: str, prompt_tokens: int, completion_tokens: int) -> float:
         into, out = self.prices.get(role, (0.0, 0.0))

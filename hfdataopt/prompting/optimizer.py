@@ -154,6 +154,10 @@ class PromptOptimizer:
     def needs(self) -> tuple[Role, ...]:
         return ()
 
+    def sampled_calls(self, items: int) -> int:
+        """Calls for answers to choose among, where answers to the items are sought; 0 where instructions are."""
+        return 0
+
     def start(self, task: Task) -> None:
         """Begin a search; forget the one before."""
         self.task, self.trials = task, []

@@ -1,6 +1,6 @@
 """What a budget buys, before anything of it is spent."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from hfdataopt.errors import OptionError
 from hfdataopt.prompting.budget import calls_of
@@ -12,35 +12,56 @@ from hfdataopt.prompting.optimizer import PromptOptimizer
 WHO = "PromptTrainer"
 
 
-def reserved(config: PromptConfig, split: Split, model: Any, judge: Judge | None) -> int:
-    """Calls (with a judge: votes) that are kept for the end."""
-    limit = config.max_calls if judge is None else config.max_judge_calls
-    if not config.leaders or not split.fresh or limit is None or (judge is not None and judge.interactive):
-        return 0
-    each = judge.calls_per_question if judge is not None else config.leaders * calls_of(model)
-    wanted = config.final_items
-    if wanted is None:
-        two = 2 * config.items * calls_of(model) if judge is None else 2 * each  # the search itself comes first
-        wanted = max(min(int(limit * config.final_share), limit - two) // each, 0)
-    return each * min(wanted, len(split.fresh))
+class Reserve(NamedTuple):
+    """What is kept for the end: fresh items, and the calls of the scored model and of the judge that they take."""
+
+    items: int = 0
+    calls: int = 0
+    judge_calls: int = 0
+
+
+def reserved(
+    config: PromptConfig, optimizer: PromptOptimizer, split: Split, model: Any, judge: Judge | None
+) -> Reserve:
+    """For the leaders, or with a judge for the best against the prompt of before; only limits that are set are kept from."""
+    if not config.leaders or not split.fresh or optimizer.sampled_calls(len(split.items)):
+        return Reserve()
+    if judge is not None and judge.interactive:
+        return Reserve()
+    each = calls_of(model) * (config.leaders if judge is None else 2)
+    two = 2 * (config.items * calls_of(model) if judge is None else each)  # the search itself comes first
+    question = 0 if judge is None else judge.calls_per_question
+    limits = [(config.max_calls, each, two), (config.max_judge_calls if judge else None, question, 2 * question)]
+    pays = [
+        max(min(int(limit * config.final_share), limit - first) // price, 0)
+        for limit, price, first in limits
+        if limit is not None
+    ]
+    if not pays and (judge is None or config.final_items is None):
+        return Reserve()
+    items = min(min(pays) if config.final_items is None else config.final_items, len(split.fresh))
+    return Reserve(items, items * each, items * question)
 
 
 def plan(config: PromptConfig, optimizer: PromptOptimizer, split: Split, model: Any, judge: Judge | None) -> str:
     """What the budget buys, in words."""
     lines = []
-    kept, each = reserved(config, split, model, judge), calls_of(model)
+    kept, each = reserved(config, optimizer, split, model, judge), calls_of(model)
     if judge is not None:
         if config.max_judge_calls is not None:
-            votes = (config.max_judge_calls - kept) // judge.calls_per_question
-            lines.append(f"max_judge_calls={config.max_judge_calls} buys {votes} votes of the search{_kept(kept)}")
+            votes = (config.max_judge_calls - kept.judge_calls) // judge.calls_per_question
+            lines.append(
+                f"max_judge_calls={config.max_judge_calls} buys {votes} votes of the search{_kept(kept.judge_calls)}"
+            )
         if config.max_calls is not None:
             lines.append(
-                f"max_calls={config.max_calls} buys the answers of at least {config.max_calls // (2 * each)} duels"
+                f"max_calls={config.max_calls} buys the answers of at least {(config.max_calls - kept.calls) // (2 * each)} "
+                f"duels{_kept(kept.calls)}"
             )
     elif config.max_calls is not None:
-        whole = (config.max_calls - kept) // (len(split.items) * each)
+        whole = (config.max_calls - kept.calls) // (len(split.items) * each)
         lines.append(
-            f"max_calls={config.max_calls} buys {whole} candidates on all {len(split.items)} items{_kept(kept)}"
+            f"max_calls={config.max_calls} buys {whole} candidates on all {len(split.items)} items{_kept(kept.calls)}"
         )
     for name in ("max_proposer_calls", "max_tokens", "max_seconds", "max_cost"):
         if getattr(config, name) is not None:
@@ -50,27 +71,31 @@ def plan(config: PromptConfig, optimizer: PromptOptimizer, split: Split, model: 
     return f"{optimizer.name or type(optimizer).__name__}: {shape}\n{budget}"
 
 
-def calls_of_search(config: PromptConfig, model: Any, judge: Judge | None, kept: int) -> int | None:
+def calls_of_search(config: PromptConfig, model: Any, judge: Judge | None, kept: Reserve) -> int | None:
     """Completions (with a judge: votes) that the search may spend; None = no limit.
 
     Raises:
         OptionError: they do not pay for one candidate, or one vote.
     """
     if judge is not None:
-        name, limit, each, need = "max_judge_calls", config.max_judge_calls, judge.calls_per_question, "one vote"
-        least = each
+        if kept.calls:
+            _left("max_calls", config.max_calls, kept.calls, 2 * calls_of(model), "the answers of one duel")
+        each = judge.calls_per_question
+        left = _left("max_judge_calls", config.max_judge_calls, kept.judge_calls, each, "one vote")
     else:
-        name, limit, each, need = "max_calls", config.max_calls, calls_of(model), "one candidate"
-        whole = config.items if config.start else 1
-        least = each * (config.minibatch_size or whole)
-    if limit is None:
-        return None
-    if limit - kept < least:
+        each = calls_of(model)
+        least = each * (config.minibatch_size or (config.items if config.start else 1))
+        left = _left("max_calls", config.max_calls, kept.calls, least, "one candidate")
+    return None if left is None else left // each
+
+
+def _left(name: str, limit: int | None, kept: int, least: int, need: str) -> int | None:
+    if limit is not None and limit - kept < least:
         raise OptionError(
             f"{WHO}: {name}={limit} is too small for one round: {kept} are kept for the leaders at the end, and {need} needs at "
             f"least {least}"
         )
-    return (limit - kept) // each
+    return None if limit is None else limit - kept
 
 
 def _kept(kept: int) -> str:

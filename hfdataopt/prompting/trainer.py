@@ -214,7 +214,8 @@ class PromptTrainer:
     def _new_search(self, requests: Requests) -> Search:
         items = {item.id: item for item in (*self.split.items, *self.split.examples, *self.split.fresh)}
         services = HostServices(requests, self.model, self._proposer, self._encoder, self._white_box, items)
-        reserve = reserved(self.args, self.split, self.model, self.judge)
+        reserve = reserved(self.args, self.optimizer, self.split, self.model, self.judge)
+        requests.budget.kept = {"model": reserve.calls, "judge": reserve.judge_calls}
         return Search(
             config=self.args,
             optimizer=self.optimizer,
@@ -253,6 +254,7 @@ class PromptTrainer:
             status, reason = loop.run()
         except BudgetSpent as spent:
             status, reason = "budget", str(spent)
+        search.budget.kept = {}
         found = self._leaders(reason)
         win_rate = None
         if isinstance(loop, VotesLoop):

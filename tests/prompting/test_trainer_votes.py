@@ -1,6 +1,7 @@
 """The loop with a judge: orders shuffled once and turned back, people who answer as they like, images, preferences."""
 
 import json
+import math
 import random
 from itertools import cycle
 
@@ -192,6 +193,36 @@ def test_the_best_is_compared_with_the_prompt_of_before_on_fresh_items():
     assert (rate, count) == (sum(targets) / 16, 16)
     assert 0 <= low <= rate <= high <= 1
     assert result.spent["judge_calls"] <= 40
+
+
+@pytest.mark.parametrize(
+    ("limits", "count"),
+    [
+        ({"max_calls": 60, "max_judge_calls": 100}, 6),  # a fifth of the calls, two for each item
+        ({"max_calls": 200, "max_judge_calls": 20}, 4),
+        ({"max_calls": 60}, 6),
+        ({"max_calls": 60, "final_items": 10}, 10),
+        ({"final_items": 7}, 7),
+        ({"max_calls": 60, "leaders": 0}, 0),
+    ],
+)
+def test_what_the_comparison_at_the_end_takes_is_kept(limits, count):
+    duels = Duels([Candidate(f"{number}") for number in range(30)], rounds=60)
+    model = Model()
+    one = trainer(duels, model, judge=RewardJudge(digit), start=["mine"], parallel=3, **limits)
+    result = one.train()
+    assert result.spent["calls"] == len(model.given) <= limits.get("max_calls", math.inf)
+    assert result.spent["judge_calls"] <= limits.get("max_judge_calls", math.inf)
+    assert (result.win_rate or [0])[-1] == count
+    assert result.status == ("finished" if set(limits) == {"final_items"} else "budget")
+
+
+def test_more_final_items_than_the_calls_pay_are_an_error():
+    one = trainer(Duels(candidates(3)), judge=RewardJudge(digit), max_calls=20, final_items=10)
+    with pytest.raises(
+        OptionError, match=r"max_calls=20 is too small for one round: 20 are kept .* one duel needs at least 2"
+    ):
+        one.train()
 
 
 def test_callbacks_and_the_hook_hear_of_votes():

@@ -62,6 +62,9 @@ class Apohf(FeaturedDuels):
     def needs(self) -> tuple[Role, ...]:
         return ("encoder",) if self.arms == "responses" else super().needs
 
+    def sampled_calls(self, items: int) -> int:
+        return self.samples * items if self.arms == "responses" else 0
+
     def start(self, task: Task) -> None:
         super().start(task)
         self._groups: dict[RowId, list[int]] = {}
