@@ -154,8 +154,12 @@ class PromptOptimizer:
     def needs(self) -> tuple[Role, ...]:
         return ()
 
+    def plan(self, task: Task) -> str:
+        """What it will do with the budget, in a line; empty = nothing that is known before."""
+        return ""
+
     def sampled_calls(self, items: int) -> int:
-        """Calls for answers to choose among, where answers to the items are sought; 0 where instructions are."""
+        """Completions to choose among, where answers to the items are sought; 0 where instructions are."""
         return 0
 
     def start(self, task: Task) -> None:

@@ -7,9 +7,10 @@ from hfdataopt.prompting.budget import calls_of
 from hfdataopt.prompting.config import PromptConfig
 from hfdataopt.prompting.items import Split
 from hfdataopt.prompting.judges import Judge
-from hfdataopt.prompting.optimizer import PromptOptimizer
+from hfdataopt.prompting.optimizer import PromptOptimizer, Task
 
 WHO = "PromptTrainer"
+LIMITS = ("max_calls", "max_proposer_calls", "max_judge_calls", "max_tokens", "max_seconds", "max_cost")
 
 
 class Reserve(NamedTuple):
@@ -43,17 +44,43 @@ def reserved(
     return Reserve(items, items * each, items * question)
 
 
+def task_of(config: PromptConfig, optimizer: PromptOptimizer, split: Split, model: Any, judge: Judge | None) -> Task:
+    """What the optimizer knows before it begins.
+
+    Raises:
+        OptionError: the budget does not pay for one candidate, or one vote.
+    """
+    kept = reserved(config, optimizer, split, model, judge)
+    calls = calls_of_search(config, optimizer.sampled_calls(len(split.items)), model, judge, kept)
+    return Task(
+        items=split.items,
+        examples=split.examples,
+        start=tuple(config.start),
+        seed=config.seed,
+        calls=calls,
+        parallel=config.parallel,
+    )
+
+
 def plan(config: PromptConfig, optimizer: PromptOptimizer, split: Split, model: Any, judge: Judge | None) -> str:
-    """What the budget buys, in words."""
+    """What the budget buys, in words.
+
+    Raises:
+        OptionError: not even one candidate, or one vote.
+    """
     lines = []
     kept, each = reserved(config, optimizer, split, model, judge), calls_of(model)
+    own = optimizer.plan(task_of(config, optimizer, split, model, judge))
+    sampled = each * optimizer.sampled_calls(len(split.items))
     if judge is not None:
         if config.max_judge_calls is not None:
             votes = (config.max_judge_calls - kept.judge_calls) // judge.calls_per_question
             lines.append(
                 f"max_judge_calls={config.max_judge_calls} buys {votes} votes of the search{_kept(kept.judge_calls)}"
             )
-        if config.max_calls is not None:
+        if sampled:
+            lines.append(f"{sampled} calls sample the answers to choose among")
+        elif config.max_calls is not None:
             lines.append(
                 f"max_calls={config.max_calls} buys the answers of at least {(config.max_calls - kept.calls) // (2 * each)} "
                 f"duels{_kept(kept.calls)}"
@@ -63,21 +90,28 @@ def plan(config: PromptConfig, optimizer: PromptOptimizer, split: Split, model: 
         lines.append(
             f"max_calls={config.max_calls} buys {whole} candidates on all {len(split.items)} items{_kept(kept.calls)}"
         )
-    for name in ("max_proposer_calls", "max_tokens", "max_seconds", "max_cost"):
+    if not any(getattr(config, name) is not None for name in LIMITS):
+        lines.append("no limit is set: the search ends when the optimizer has nothing more to ask")
+    if "proposer" in optimizer.needs:
+        most = config.max_proposer_calls
+        lines.append("no limit of proposals" if most is None else f"max_proposer_calls={most} buys {most} proposals")
+    for name in ("max_tokens", "max_seconds", "max_cost"):
         if getattr(config, name) is not None:
             lines.append(f"{name}={getattr(config, name):g}")
     shape = f"{len(split.items)} items, {len(split.examples)} examples, {len(split.fresh)} fresh rows"
-    budget = "; ".join(lines) or "no limit is set: the search ends when the optimizer has nothing more to ask"
-    return f"{optimizer.name or type(optimizer).__name__}: {shape}\n{budget}"
+    first = f"{optimizer.name or type(optimizer).__name__}: {shape}"
+    return "\n".join([first, "; ".join(lines), *([own] if own else [])])
 
 
-def calls_of_search(config: PromptConfig, model: Any, judge: Judge | None, kept: Reserve) -> int | None:
+def calls_of_search(config: PromptConfig, sampled: int, model: Any, judge: Judge | None, kept: Reserve) -> int | None:
     """Completions (with a judge: votes) that the search may spend; None = no limit.
 
     Raises:
         OptionError: they do not pay for one candidate, or one vote.
     """
     if judge is not None:
+        if sampled:
+            _left("max_calls", config.max_calls, 0, sampled * calls_of(model), "the sample of answers to choose among")
         if kept.calls:
             _left("max_calls", config.max_calls, kept.calls, 2 * calls_of(model), "the answers of one duel")
         each = judge.calls_per_question

@@ -4,6 +4,7 @@ A surrogate knows every row of the pool by its features. New candidates are scor
 the budget then takes the leaders to more items. Scores of candidates that met different items are brought to one scale first.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -153,6 +154,15 @@ class PoolOptimizer(PromptOptimizer):
         return np.array([1 / one.items + 1 / len(self.task.items) for one in observed])
 
     # -- asking and telling
+
+    def plan(self, task: Task) -> str:
+        before = copy.copy(self)
+        before.task = task
+        new = f"new candidates are tried on {before.items_of_new()} of {len(task.items)} items"
+        if task.calls is None:
+            return new
+        most = math.ceil(before._exploring() / before.items_of_new())
+        return f"{new}, at most about {most} of them; {task.calls - int(before._exploring())} calls take the leaders to more items"
 
     def start(self, task: Task) -> None:
         super().start(task)

@@ -69,6 +69,13 @@ class PromptResult:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
+    @property
+    def candidates(self) -> int:
+        """How many were tried."""
+        tried = [trial.candidate for trial in self.trials]
+        tried += [one for vote in self.votes for one in (vote.duel.first, vote.duel.second)]
+        return len({one.key for one in tried})
+
         """Everything but the answers of each trial, which are in the ledger."""
         return {
             "best": self.best.to_json(),
@@ -76,7 +83,7 @@ class PromptResult:
             "reason": self.reason,
             "leaders": [leader.to_json() for leader in self.leaders],
             "win_rate": None if self.win_rate is None else [_number(x) for x in self.win_rate],
-            "candidates": len({trial.candidate.key for trial in self.trials}),
+            "candidates": self.candidates,
             "trials": [
                 {"candidate": trial.candidate.to_json(), "items": len(trial.items), "score": _number(trial.score)}
                 for trial in self.trials
@@ -104,7 +111,9 @@ class PromptResult:
         return folder / FILE
 
     def __str__(self) -> str:
-        lines = [f"{self.status}: {self.reason}; {_spent(self.spent)}, {self.seconds:.1f} s"]
+        lines = [
+            f"{self.status}: {self.reason}; {self.candidates} candidates tried, {_spent(self.spent)}, {self.seconds:.1f} s"
+        ]
         for place, leader in enumerate(self.leaders, 1):
             fresh = ""
             if leader.fresh is not None:

@@ -4,6 +4,7 @@ A method yields the queries of a round and goes on when all of them are told, so
 known already is not asked again, and nothing is asked that the budget of completions cannot pay.
 """
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -78,6 +79,11 @@ class RoundsOptimizer(PromptOptimizer):
     def search(self) -> Rounds:
         """The loop of the method."""
         raise NotImplementedError
+
+    def plan(self, task: Task) -> str:
+        before = copy.copy(self)
+        before.start(task)
+        return f"a first round takes at least {before.least_calls()} calls: {before.plan_in_words()}"
 
     def least_calls(self) -> int:
         """Completions without which there is no round at all."""

@@ -14,8 +14,8 @@ from hfdataopt.prompting.config import PromptConfig
 from hfdataopt.prompting.items import Split, columns_of, content_of, read_items, split_items
 from hfdataopt.prompting.judges import Judge, as_judge
 from hfdataopt.prompting.ledger import Ledger
-from hfdataopt.prompting.optimizer import PreferenceOptimizer, PromptOptimizer, Task, check_optimizer
-from hfdataopt.prompting.planning import calls_of_search, plan, reserved
+from hfdataopt.prompting.optimizer import PreferenceOptimizer, PromptOptimizer, check_optimizer
+from hfdataopt.prompting.planning import plan, reserved, task_of
 from hfdataopt.prompting.result import FILE as RESULT
 from hfdataopt.prompting.result import Leader, PromptResult
 from hfdataopt.prompting.rewards_loop import RewardsLoop
@@ -232,17 +232,7 @@ class PromptTrainer:
     def _run(self, search: Search) -> PromptResult:
         """The search from its first round to the last word on its leaders."""
         config, optimizer = self.args, self.optimizer
-        calls = calls_of_search(config, self.model, self.judge, search.reserve)
-        optimizer.start(
-            Task(
-                items=self.split.items,
-                examples=self.split.examples,
-                start=tuple(config.start),
-                seed=config.seed,
-                calls=calls,
-                parallel=config.parallel,
-            )
-        )
+        optimizer.start(task_of(config, optimizer, self.split, self.model, self.judge))
         search.event("on_train_begin")
         loop: RewardsLoop | VotesLoop
         if isinstance(optimizer, PreferenceOptimizer):

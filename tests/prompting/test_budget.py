@@ -1,6 +1,7 @@
 """No limit is ever gone over, not even by one; the plan that is printed is what is made."""
 
 import asyncio
+import itertools
 import json
 import math
 import re
@@ -10,11 +11,17 @@ import pytest
 
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.generation import CallableGenerator, EndpointGenerator, endpoint
+from hfdataopt.plugins import host
 from hfdataopt.prompting.budget import Budget
 from hfdataopt.prompting.candidate import Candidate
 from hfdataopt.prompting.judges import ModelJudge, RewardJudge
 from hfdataopt.prompting.ledger import FILE
+from hfdataopt.prompting.optimizer import Task
+from hfdataopt.prompting.pool_optimizer import PoolOptimizer
+from hfdataopt.prompting.rounds import RoundsOptimizer
 from hfdataopt.prompting.tasks.chain_of_thought import ChainOfThought
+from hfdataopt.prompting.white_box import WhiteBox
+from hfdataopt_plugins.optimizers.apohf import Apohf
 
 from ..generation.test_endpoint import Server
 from ..tiny import llama, tokenizer
@@ -124,6 +131,43 @@ def test_the_plan_is_what_is_made():
             assert sum(leader.fresh_items for leader in result.leaders) == int(buys[3])
 
 
+@pytest.mark.parametrize("limits", [{}, {"max_proposer_calls": 30}])
+@pytest.mark.parametrize("name", [one.name for one in host().all_components() if one.kind == "optimizer"])
+def test_the_plan_of_every_optimizer(name, limits):
+    """What is asked of the proposer is said where there is one, and what methods in rounds and over pools know themselves."""
+    kind = next(one.cls for one in host().all_components() if (one.kind, one.name) == ("optimizer", name))
+    parts = {"proposer": Proposer(), "encoder": len, "white_box": WhiteBox(llama(), tokenizer(special=False))}
+    one = trainer(name, **parts, max_calls=100, **limits)
+    lines = one.plan().splitlines()
+    proposals = "max_proposer_calls=30 buys 30 proposals" if limits else "no limit of proposals"
+    assert (proposals in lines[1]) == ("proposer" in one.optimizer.needs)
+    if issubclass(kind, RoundsOptimizer):
+        least = int(re.match(r"a first round takes at least (\d+) calls: .", lines[2])[1])
+        assert not hasattr(one.optimizer, "task")  # asking for the plan begins nothing
+        one.optimizer.start(Task(one.split.items, one.split.examples, calls=least))
+        assert one.optimizer.least_calls() <= least <= 100
+    elif issubclass(kind, PoolOptimizer):
+        assert re.match(
+            r"new candidates are tried on \d of 5 items, at most about \d+ of them; \d+ calls take", lines[2]
+        )
+    else:
+        assert len(lines) == 2
+
+
+def test_the_plan_counts_the_answers_that_are_sampled():
+    def search(limit):
+        options = {"judge": RewardJudge(digit), "encoder": lambda texts: [[len(text), 1] for text in texts]}
+        model = CallableGenerator(lambda prompts: [str(next(numbers) % 10) for _ in prompts])
+        return trainer(Apohf(arms="responses", samples=3), model, max_calls=limit, max_judge_calls=12, **options)
+
+    numbers = itertools.count()
+    assert "15 calls sample the answers to choose among" in search(15).plan()
+    assert search(15).train().spent["calls"] == 15
+    with pytest.raises(OptionError, match=r"max_calls=14 is too small for one round.* needs at least 15"):
+        search(14).train()
+    assert next(numbers) == 15
+
+
 def test_the_plan_is_printed_before_anything_is_asked(capsys):
     def model(prompts):
         said.append(capsys.readouterr().err)
@@ -134,6 +178,7 @@ def test_the_plan_is_printed_before_anything_is_asked(capsys):
     one.train()
     assert all(line in said[0] for line in one.plan().splitlines())
     assert "max_seconds=60" in said[0]
+    assert "; 1 candidates tried, " in str(one.result)
 
 
 @pytest.mark.parametrize("start", [[], ["mine"]])
