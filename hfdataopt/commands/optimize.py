@@ -144,6 +144,11 @@ def _search(arguments: OptimizeArguments, config: Any, optimizer: Any) -> int:
         if arguments.judge == "human":
             trainer.judge.close()  # type: ignore[union-attr]
     print(result)
+    if result.best.completion is not None:  # answers were chosen, and there is no prompt
+        print(f"\nthe votes are in {config.output_dir}/result.json; --output writes them as preference rows")
+        if arguments.output is not None:
+            write_rows(trainer.preferences(), arguments.output)
+        return 0
     print(f"\n{trainer.best_prompt}\n")
     print(
         f"written to {config.output_dir}/prompt.json; in Python: dataset.map(ApplyPrompt.load({config.output_dir!r}))"

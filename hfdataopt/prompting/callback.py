@@ -52,7 +52,7 @@ class PromptSearchCallback(TrainerCallback):
         """The instruction that the last search found."""
         if not self.results:
             raise OptionError("PromptSearchCallback: there was no search yet")
-        return self.results[-1].best.instruction
+        return self.results[-1].prompt.instruction
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from accelerate import PartialState
@@ -69,7 +69,12 @@ class PromptSearchCallback(TrainerCallback):
             leader = self.results[-1].leaders[0]
             score = leader.score if leader.fresh is None else leader.fresh
             state.log_history.append(
-                {"epoch": state.epoch, "step": state.global_step, "prompt_score": score, "prompt": self.best_prompt}
+                {
+                    "epoch": state.epoch,
+                    "step": state.global_step,
+                    "prompt_score": score,
+                    "prompt": leader.candidate.instruction,
+                }
             )
         PartialState().wait_for_everyone()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hfdataopt.errors import OptionError
 from hfdataopt.files import write_whole
 from hfdataopt.prompting.candidate import Candidate, Trial, Vote
 
@@ -68,7 +69,20 @@ class PromptResult:
     spent: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def prompt(self) -> Candidate:
+        """The best, where it is a prompt.
+
+        Raises:
+            OptionError: the search chose among answers to each item.
+        """
+        if self.best.completion is not None:
+            raise OptionError(
+                "PromptTrainer: the search chose among answers to each item, so that there is no prompt: "
+                "trainer.optimizer.best_per_item has the best answer to each, trainer.preferences() the votes as a dataset"
+            )
+        return self.best
+
     @property
     def candidates(self) -> int:
         """How many were tried."""
@@ -76,6 +90,7 @@ class PromptResult:
         tried += [one for vote in self.votes for one in (vote.duel.first, vote.duel.second)]
         return len({one.key for one in tried})
 
+    def to_json(self) -> dict[str, Any]:
         """Everything but the answers of each trial, which are in the ledger."""
         return {
             "best": self.best.to_json(),

@@ -170,6 +170,8 @@ class HostServices:
     ) -> None:
         self._requests, self._model, self._proposer = requests, model, proposer
         self._encoder, self._white_box, self._items = encoder, white_box, items
+        # One for all items, since it says once that answers do not end.
+        self._sampler = changed(model, temperature=getattr(model, "temperature", 1.0) or 1.0)
         self._asked: dict[str, int] = {}
 
     def propose(self, messages: Messages, n: int = 1, temperature: float | None = None) -> list[str]:
@@ -231,13 +233,12 @@ class HostServices:
         return self._need(self._white_box, "white_box").hidden(soft_prompts, messages)
 
     def sample(self, item: RowId, n: int) -> list[str]:
-        model = changed(self._model, temperature=getattr(self._model, "temperature", 1.0) or 1.0)
         name = f"sample {item!r}"
         first = self._asked.get(name, 0)
         self._asked[name] = first + n
         prompt = self._items[item].prompt
         draws = [f"{name} {first + k}" for k in range(n)]
-        return [x.text for x in self._requests.complete("model", model, [prompt] * n, draws)]
+        return [x.text for x in self._requests.complete("model", self._sampler, [prompt] * n, draws)]
 
     def log_likelihood(
         self, candidates: Sequence[Candidate], items: Sequence[Item], outputs: Sequence[str]

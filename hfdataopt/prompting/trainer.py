@@ -126,12 +126,12 @@ class PromptTrainer:
     @property
     def best_prompt(self) -> str:
         """The instruction that was found."""
-        return self._found().best.instruction
+        return self._found().prompt.instruction
 
     @property
     def apply_prompt(self) -> ApplyPrompt:
         """A map function that puts the prompt that was found into a dataset, with its exemplars."""
-        return ApplyPrompt.of(self._found().best)
+        return ApplyPrompt.of(self._found().prompt)
 
     def save_model(self, output_dir: str | None = None) -> Path:
         """Write the prompt to ``prompt.json`` in ``output_dir`` (by default that of ``args``); ``ApplyPrompt.load`` reads it."""
@@ -188,7 +188,8 @@ class PromptTrainer:
             ledger.close()
         if folder is not None:
             self.result.save(folder)
-            self.save_model()
+            if self.result.best.completion is None:
+                self.save_model()
         if config.logging_steps:
             for line in str(self.result).splitlines():
                 say(line)

@@ -11,9 +11,13 @@ import torch
 from hfdataopt.bandits import MLPSurrogate
 from hfdataopt.bandits.arms import ArmSurrogate
 from hfdataopt.errors import DataError, OptionError
+from hfdataopt.generation import LocalGenerator
 from hfdataopt.plugins import host
 from hfdataopt.prompting.candidate import Candidate, Comparison, Vote
+from hfdataopt.prompting.config import PromptConfig
+from hfdataopt.prompting.trainer import PromptTrainer
 from hfdataopt_plugins.optimizers.apohf import Apohf
+from tests import tiny
 from tests.optimizers.search import PlainServices, duel, task, vote
 
 TEXTS = [f"instruction {i}" for i in range(12)]
@@ -335,6 +339,27 @@ def test_a_model_that_does_not_sample_is_said():
         optimizer.ask(1, (), Same())
 
 
+def test_chosen_answers_are_no_prompt(tmp_path, capsys):
+    model = LocalGenerator(tiny.llama(), tiny.tokenizer(special=False), max_new_tokens=3)
+    trainer = PromptTrainer(
+        Apohf(arms="responses", samples=4),
+        model=model,
+        judge=lambda prompts, pairs, shuffle_order: [0] * len(prompts),
+        encoder=lambda texts: np.array([[len(text), text.count("a")] for text in texts], float),
+        train_dataset=[{"prompt": f"the film {word}"} for word in ("was", "is", "and", "plot")],
+        args=PromptConfig(output_dir=str(tmp_path), items=3, max_judge_calls=6, leaders=0, logging_steps=0),
+    )
+    trainer.train()
+    for name in ("best_prompt", "apply_prompt"):
+        with pytest.raises(OptionError, match=r"trainer.optimizer.best_per_item .* trainer.preferences\(\)"):
+            getattr(trainer, name)
+    assert not (tmp_path / "prompt.json").exists()
+    assert (tmp_path / "result.json").exists()
+    assert [one.item for one in trainer.optimizer.best_per_item] == [item.id for item in trainer.split.items]
+    assert trainer.preferences().column_names == ["prompt", "chosen", "rejected"]
+    assert capsys.readouterr().err.count("did not end") == 1
+
+
 # -- options
 
 
@@ -345,6 +370,10 @@ def test_a_model_that_does_not_sample_is_said():
         ({"nu": -1.0}, "nu"),
         ({"arms": "responses", "pool": TEXTS}, "drop pool"),
         ({"arms": "responses", "features": "image"}, "drop features"),
+        ({"arms": "responses", "pool_size": 9}, "drop pool_size"),
+        ({"arms": "responses", "rephrase": 0.5}, "drop rephrase"),
+        ({"arms": "responses", "demonstrations": 0}, "drop demonstrations"),
+        ({"samples": 4}, "drop samples"),
         ({"preset": "papers", "surrogate": "rbf"}, "drop one"),
         ({"surrogate": "tree"}, "surrogate"),
     ],

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from hfdataopt.errors import DataError, OptionError
@@ -23,7 +23,7 @@ class Apohf(FeaturedDuels):
     Args:
         arms: ``prompts``, or ``responses``: answers of the scored model, of which the best of each item is sought
             (:attr:`best_per_item`). The items take turns and share one surrogate; all votes train it and count in its
-            variance. A pair comes once. ``pool`` and what belongs to it has no use then.
+            variance. A pair comes once.
         samples: answers per item.
         surrogate: ``arms`` (ridge Bradley-Terry on the features and an effect of each arm), ``linear`` (ridge Bradley-Terry
             on the features), ``rbf``, or ``mlp`` (the published network, with an initialisation and a ridge that work).
@@ -53,10 +53,14 @@ class Apohf(FeaturedDuels):
         check_range(self, "samples", at_least=2)
         check_range(self, "nu", at_least=0)
         if self.arms == "responses":
-            if self.pool is not None:
-                raise OptionError("apohf: arms='responses' chooses among sampled answers; drop pool")
-            if self.features == "image":
-                raise OptionError("apohf: arms='responses' are texts; drop features='image'")
+            own = {field.name: field.default for field in fields(self)}
+            for option in ("pool", "pool_size", "rephrase", "demonstrations", "features"):
+                if getattr(self, option) != own[option]:
+                    raise OptionError(
+                        f"apohf: arms='responses' chooses among sampled answers, which are texts; drop {option}"
+                    )
+        elif self.samples != type(self).samples:
+            raise OptionError("apohf: samples are of arms='responses'; drop samples")
 
     @property
     def needs(self) -> tuple[Role, ...]:
