@@ -1,21 +1,24 @@
 """A search that is killed at any moment and begun again ends as one that was never killed, and asks for no answer twice."""
 
+import json
 import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 
 import pytest
 
 from hfdataopt.errors import GenerationError, HfDataOptError
-from hfdataopt.generation import CallableGenerator
+from hfdataopt.generation import CallableGenerator, EndpointGenerator, endpoint
 from hfdataopt.prompting.judges import ModelJudge, SimulatedJudge
 from hfdataopt.prompting.ledger import FILE
 from hfdataopt.prompting.result import FILE as RESULT
 from hfdataopt.prompting.tasks.chain_of_thought import NUMBER, ChainOfThought
 
+from ..generation.test_endpoint import Server, failing
 from .searches import Duels, Listed, Model, Proposer, candidates, comparable, digit, digit_of, trainer
 
 BATCH = 4  # requests under way at a time
@@ -171,6 +174,70 @@ def test_killed_at_random_moments(tmp_path, search):
     end = asked(log)
     assert comparable(search(folder, log).train()) == comparable(whole)
     assert asked(log) == end
+
+
+def serve(log, tell):
+    """Be a server that answers after 10 ms, and one request in ten first with 500; what it answered is a line each."""
+    made, tried, lock = Server(), Counter(), threading.Lock()
+
+    def behave(number, body):
+        said = body["messages"][-1]["content"]
+        with lock:
+            tried[said] += 1
+            if tried[said] == 1 and digit_of(f"{said}?") == 0:
+                return failing(500)
+            with log.open("a") as stream:
+                stream.write(f"{said!r}\n")
+        time.sleep(0.01)
+        message = {"role": "assistant", "content": str(digit_of(said))}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        return 200, {"Content-Type": "application/json"}, json.dumps({"choices": [choice]}).encode()
+
+    made.behave = behave
+    os.write(tell, made.url.encode())
+    while True:
+        signal.pause()
+
+
+@pytest.fixture
+def served(tmp_path):
+    """URL and log of a server in a process of its own."""
+    hear, tell = os.pipe()
+    process = os.fork()
+    if process == 0:
+        serve(tmp_path / "server.log", tell)
+    yield os.read(hear, 100).decode(), tmp_path / "server.log"
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    os.close(hear)
+    os.close(tell)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_random_moments_with_an_endpoint(tmp_path, served, monkeypatch):
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.02)
+    url, log = served
+
+    def search(folder, _):
+        model = EndpointGenerator("m", base_url=url, api_key="none", concurrency=BATCH, temperature=0.0)
+        return trainer(Listed(candidates(12)), model, output_dir=str(folder), max_calls=80, parallel=2)
+
+    whole = search(tmp_path / "whole", log).train()
+    once = asked(log)
+    log.unlink()
+    folder, rng, kills = tmp_path / "search", random.Random(5), 0
+    for _ in range(KILLS):
+        kills += not killed(search, folder, log, rng.randint(1, once.total() // KILLS), rng.uniform(0, 0.02))
+        noted = [json.loads(line) for line in (folder / FILE).read_bytes().split(b"\n")[:-1]]
+        keys = {kind: [line["key"] for line in noted if line["kind"] == kind] for kind in ("request", "answer")}
+        assert len(set(keys["request"]) - set(keys["answer"])) <= BATCH
+    result = search(folder, log).train()
+    assert kills >= 6
+    assert comparable(result) == comparable(whole)
+    found = asked(log)
+    assert set(found) == set(once)
+    assert sum((found - once).values()) <= result.spent["uncertain"] <= kills * BATCH
+    assert (whole.spent["uncertain"], once.total()) == (0, whole.spent["calls"])
 
 
 @pytest.mark.parametrize("search", SEARCHES)
