@@ -89,6 +89,11 @@ class Component:
     def options(self) -> list[str]:
         return option_names(self.cls)
 
+    @property
+    def experimental(self) -> str:
+        """What was not shown of it yet; empty where nothing is known to be missing."""
+        return getattr(self.cls, "experimental", "")
+
     def create(self, **options: Any) -> Any:
         """An instance with these hyperparameters; an unknown one is an error that lists those accepted."""
         for option in options:

@@ -20,7 +20,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     components = loaded.all_components()
     width = max((len(f"{c.kind}/{c.name}") for c in components), default=0)
     for component in components:
-        print(f"{f'{component.kind}/{component.name}':<{width}}  {component.source}")
+        note = f"  experimental: {component.experimental}" if component.experimental else ""
+        print(f"{f'{component.kind}/{component.name}':<{width}}  {component.source}{note}")
         if arguments.options:
             print(f"{'':<{width}}  {', '.join(component.options) or 'no options'}")
     if not components:

@@ -138,6 +138,7 @@ class PromptOptimizer:
     Attributes:
         chooses_items: whether its queries say on which items, so that ``PromptConfig.minibatch_size`` has nothing to cut.
         needs: roles without which it cannot run; a property where options decide.
+        experimental: what was not shown of the method yet, in a few words; ``hfdataopt plugins`` lists it.
     """
 
     name: ClassVar[str] = ""

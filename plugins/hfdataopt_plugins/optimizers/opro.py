@@ -31,6 +31,7 @@ class Opro(InducingRounds):
     """
 
     name: ClassVar[str] = "opro"
+    experimental: ClassVar[str] = "no better than random search on the shipped model (4 tasks, 120 calls)"
 
     pool_size: int = 4
     batch: int = 2

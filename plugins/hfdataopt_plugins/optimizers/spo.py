@@ -35,6 +35,7 @@ class Spo(PreferenceOptimizer):
     """
 
     name: ClassVar[str] = "spo"
+    experimental: ClassVar[str] = "no better than random pairs on the shipped model (4 tasks, 50 votes)"
 
     comparisons: int = 4
     shown: int = 3
