@@ -5,6 +5,9 @@
 A failure is 429 (with ``Retry-After: 1``), 500, or a stall that only the client's timeout ends, by a schedule that is fixed for
 each (request, attempt). The simulated schedule hands the same requests in order to as many workers, with the same latency,
 failures and waits, and nothing else takes time. The server is a process of its own, so that CPU time is the client's.
+
+Twice: the generator alone, and a search of ``PromptTrainer`` with fixed candidates (25 on 20 items, a batch at a time) and its ledger
+on disk, whose lines are compared with the server's log, request by request.
 """
 
 import argparse
@@ -15,17 +18,27 @@ import json
 import logging
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
 from hfdataopt.generation import EndpointGenerator
 from hfdataopt.generation.endpoint import backoff, request_seed
+from hfdataopt.prompting.candidate import Candidate, Query
+from hfdataopt.prompting.ledger import FILE
+from hfdataopt.prompting.optimizer import PromptOptimizer, Task
+from hfdataopt.prompting.trainer import PromptConfig, PromptTrainer
 
 LATENCY, TIMEOUT, RETRY_AFTER = 0.05, 1.0, 1.0  # seconds
 FAILING, KINDS = 0.1, (429, 500, "stall")
 EVALUATIONS = 500
+ITEMS = 20
 
 
 def fate(request: str, attempt: int) -> Any:
@@ -40,7 +53,7 @@ class Server:
 
     def __init__(self) -> None:
         self.attempts: Counter[str] = Counter()
-        self.answers: Counter[str] = Counter()
+        self.log: list[list[str]] = []  # request and answer
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -48,7 +61,7 @@ class Server:
                 length = next((x for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:")), b":0")
                 body = await reader.readexactly(int(length.split(b":")[1]))
                 if head.startswith(b"GET"):
-                    status, answer = 200, dict(self.answers)
+                    status, answer = 200, self.log
                 else:
                     status, answer = await self.answer(json.loads(body), reader)
                 content = json.dumps(answer).encode()
@@ -68,7 +81,7 @@ class Server:
         text = body["messages"][-1]["content"]
         found = fate(text, self.attempts[text])
         self.attempts[text] += 1
-        self.answers[str(found)] += 1
+        self.log.append([text, str(found)])
         if found == "stall":
             await reader.read()  # until the client hangs up
             raise ConnectionResetError
@@ -85,7 +98,7 @@ async def serve() -> None:
     await server.serve_forever()
 
 
-def simulated(prompts: list[str], keys: list[int], concurrency: int, retries: int) -> tuple[float, Counter[str]]:
+def simulated(prompts: list[str], keys: Sequence[Any], concurrency: int, retries: int) -> tuple[float, Counter[str]]:
     """Seconds until the last answer, and the answers, where nothing but latency, failures and waits takes time."""
     free = [0.0] * concurrency
     answers: Counter[str] = Counter()
@@ -104,32 +117,114 @@ def simulated(prompts: list[str], keys: list[int], concurrency: int, retries: in
     return max(free), answers
 
 
-def measure(concurrency: int, repeat: int) -> None:
+@contextmanager
+def server(**options: Any) -> Iterator[tuple[EndpointGenerator, Any]]:
+    """A server in a process of its own: a generator that asks it, and a function that gets its log."""
     process = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        generator = EndpointGenerator(
-            "any", base_url=f"{url}/v1", api_key="none", concurrency=concurrency, timeout=TIMEOUT, temperature=0.0
-        )
+
+        def log() -> list[tuple[str, str]]:
+            with urllib.request.urlopen(url) as response:
+                return [(request, answer) for request, answer in json.loads(response.read())]
+
+        more: dict[str, Any] = {"api_key": "none", "timeout": TIMEOUT, "temperature": 0.0, **options}
+        yield EndpointGenerator("any", base_url=f"{url}/v1", **more), log
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def measure(concurrency: int, repeat: int) -> None:
+    """The generator alone."""
+    with server(concurrency=concurrency) as (generator, log):
         keys = list(range(EVALUATIONS))
         prompts = [f"item {repeat}/{key}" for key in keys]
         expected, answers = simulated(prompts, keys, concurrency, generator.retries)
         began, cpu = time.perf_counter(), time.process_time()
         found = generator.generate(prompts, 1, keys=keys)
         wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-        with urllib.request.urlopen(url) as response:
-            logged = Counter(json.loads(response.read()))
-    finally:
-        process.terminate()
-        process.wait()
+        logged = Counter(answer for _, answer in log())
     right = [row[0].text for row in found] == [f"said {prompt}" for prompt in prompts]
     agree = logged == answers and logged.total() == generator.attempts and right
+    say("generator", concurrency, wall, expected, cpu, logged, "simulation and generator", agree)
+
+
+@dataclass
+class Fixed(PromptOptimizer):
+    """Asks for a list of candidates."""
+
+    name: ClassVar[str] = "fixed"
+    texts: list[str] = field(default_factory=list)
+
+    def start(self, task: Task) -> None:
+        super().start(task)
+        self.left = [Query(Candidate(text)) for text in self.texts]
+
+    def ask(self, n: int, pending: Any = (), services: Any = None) -> list[Query]:
+        asked, self.left = self.left[:n], self.left[n:]
+        return asked
+
+
+def measure_search(concurrency: int, repeat: int) -> None:
+    """The same number of evaluations as a search, all candidates of which are asked for at once."""
+    rows = [{"prompt": f"item {repeat}/{number}"} for number in range(ITEMS)]
+    texts = [f"instruction {number}" for number in range(EVALUATIONS // ITEMS)]
+    with server(concurrency=concurrency) as (generator, log), tempfile.TemporaryDirectory() as folder:
+        args = PromptConfig(
+            output_dir=folder,
+            items=ITEMS,
+            leaders=0,
+            examples=0,
+            logging_steps=0,
+            parallel=len(texts),
+            max_calls=EVALUATIONS,
+        )
+        trainer = PromptTrainer(
+            Fixed(texts),
+            model=generator,
+            args=args,
+            train_dataset=rows,
+            reward_funcs=lambda completions, **_: [len(one) for one in completions],
+        )
+        began, cpu = time.perf_counter(), time.process_time()
+        result = trainer.train()
+        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+        logged = log()
+        lines = [json.loads(line) for line in (Path(folder) / FILE).read_text().splitlines()]
+    requests = {line["key"]: line["content"] for line in lines if line["kind"] == "request"}
+    answers = {
+        line["key"]: line["completion"]["text"] for line in lines if line["kind"] == "answer" and "completion" in line
+    }
+    expected, kinds = simulated(list(requests.values()), list(requests), concurrency, generator.retries)
+    by_request: dict[str, list[str]] = {}
+    for request, answer in logged:
+        by_request.setdefault(request, []).append(answer)
+    agree = (
+        # every request of the server's log is a line of the ledger, and the other way round
+        sorted(by_request) == sorted(requests.values())
+        # the answer to each is the last the server gave, and the failures before it are those of the schedule
+        and answers == {key: f"said {request}" for key, request in requests.items()}
+        and all(
+            got == [str(fate(request, n)) for n in range(len(got))] and got[-1] == "200"
+            for request, got in by_request.items()
+        )
+        and Counter(answer for _, answer in logged) == kinds
+        and len(requests) == result.spent["calls"] == EVALUATIONS
+        and len(logged) == generator.attempts
+    )
+    say("search   ", concurrency, wall, expected, cpu, kinds, "simulation and ledger", agree)
+
+
+def say(
+    what: str, concurrency: int, wall: float, expected: float, cpu: float, kinds: Counter[str], whose: str, agree: bool
+) -> None:
     print(
-        f"concurrency {concurrency:>2}: {wall:6.2f} s, simulated {expected:6.2f} s, ratio {wall / expected:.3f}; own CPU "
-        f"{cpu / EVALUATIONS * 1000:.2f} ms per evaluation, {cpu / generator.attempts * 1000:.2f} ms per request; "
-        f"{generator.attempts} requests ({logged['429']} x 429, {logged['500']} x 500, {logged['stall']} stalls), "
-        f"server's log, simulation and generator {'agree' if agree else 'DISAGREE'}",
+        f"{what} concurrency {concurrency:>2}: {wall:6.2f} s, simulated {expected:6.2f} s, ratio {wall / expected:.3f}; own CPU "
+        f"{cpu / EVALUATIONS * 1000:.2f} ms per evaluation, {cpu / kinds.total() * 1000:.2f} ms per request; "
+        f"{kinds.total()} requests ({kinds['429']} x 429, {kinds['500']} x 500, {kinds['stall']} stalls), "
+        f"server's log, {whose} {'agree' if agree else 'DISAGREE'}",
         flush=True,
     )
 
@@ -147,9 +242,19 @@ def main() -> None:
     import huggingface_hub
 
     huggingface_hub.AsyncInferenceClient  # noqa: B018 - imported late, and not by the clock
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:  # loads plugins and the tables' library, once in a process
+        args = PromptConfig(output_dir=folder, items=1, leaders=0, examples=0, logging_steps=0)
+        rewards = {
+            "reward_funcs": lambda completions, **_: [0.0] * len(completions),
+            "train_dataset": [{"prompt": "x"}],
+        }
+        PromptTrainer(Fixed(["y"]), model=lambda prompts: prompts, args=args, **rewards).train()
+    print(f"a first search, of one evaluation by a function: {time.process_time() - began:.2f} s of CPU", flush=True)
     for concurrency in arguments.concurrency:
         for repeat in range(arguments.repeats):
             measure(concurrency, repeat)
+            measure_search(concurrency, repeat)
 
 
 if __name__ == "__main__":
