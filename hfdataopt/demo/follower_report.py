@@ -97,7 +97,7 @@ class Report:
         """One answer to each of many meta-prompts."""
         return generate(self.model, self.tokenizer, [_text(m) for m in messages], temperature=temperature, seed=seed)
 
-    def execution(self, n: int = 30) -> None:
+    def execution(self, n: int = 16) -> None:
         """Best, held-out, idle and foreign instructions, demonstrations, and how well the grading is kept."""
         print("task            best  spearman  |error|  held-out: spearman |error|  none  junk  other  0..4 exemplars")
         junk = [
@@ -177,7 +177,7 @@ class Report:
             mark = "" if task in REPORTED_TASKS else "  (development)"
             print(self._line(task, table[-1]) + mark, flush=True)
 
-    def proposals(self, n: int = 20) -> None:
+    def proposals(self, n: int = 8) -> None:
         """Rephrased, improved (with true and with shuffled scores), combined, criticised and rewritten instructions."""
         print("\nproposals, mean over tasks: what went in, what came out; distinct; in the grammar")
         rng = random.Random(1)
