@@ -17,7 +17,8 @@ from hfdataopt.plugins import Host, host
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 METHODS = ROOT / "plugins" / "hfdataopt_plugins"
-PREFIX = {"scorers": "", "filters": "filter-", "optimizers": "optimizer-", "generators": "generator-"}  # of an entry point's name; names of methods may repeat across kinds
+# Of an entry point's name; names of methods may repeat across kinds.
+PREFIX = {"scorers": "", "filters": "filter-", "optimizers": "optimizer-", "generators": "generator-"}
 
 
 def modules_in_tree() -> set[str]:

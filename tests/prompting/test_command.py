@@ -70,7 +70,7 @@ def test_the_help_has_the_options_of_search_and_optimizer(capsys):
         (["--demonstrations", "many"], "random: option demonstrations='many' is not allowed"),
         (["--prompt_column", "question"], "no column 'question'; it has: prompt"),
         (["--output", "rows.jsonl"], "is there already"),
-        (["--max_calls", "3", "--leaders", "0"], "max_calls=3"),
+        (["--max_calls", "3", "--leaders", "0"], "small for one round"),
     ],
 )
 def test_mistakes_are_one_line(files, capsys, more, says):
