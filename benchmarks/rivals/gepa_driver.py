@@ -20,7 +20,7 @@ from gepa.adapters.default_adapter.default_adapter import DefaultAdapter, Evalua
 OPTIONS: dict[int, dict[str, Any]] = {
     60: {"items": 5, "minibatch": 3},
     120: {"items": 10, "minibatch": 3},
-    400: {"items": 20, "minibatch": 3},
+    400: {"items": 10, "minibatch": 3},
 }
 RECORD = re.compile(r"## Inputs\n(.*?)\n\n## Generated Outputs\n(.*?)\n\n## Feedback\n(.*?)(?=\n\n|\Z)", re.DOTALL)
 

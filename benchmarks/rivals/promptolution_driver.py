@@ -31,12 +31,12 @@ OPTIONS: dict[str, dict[int, dict[str, Any]]] = {
     "capo": {
         60: {"items": 10, "population": 5, "block": 3, "crossovers_per_iter": 2, "upper_shots": 4},
         120: {"items": 10, "population": 4, "block": 5, "crossovers_per_iter": 4, "upper_shots": 4},
-        400: {"items": 20, "population": 6, "block": 5, "crossovers_per_iter": 4, "upper_shots": 4},
+        400: {"items": 10, "population": 6, "block": 5, "crossovers_per_iter": 4, "upper_shots": 4},
     },
     "opro": {
-        60: {"items": 10, "population": 3, "num_instructions_per_step": 1},
+        60: {"items": 4, "population": 5, "num_instructions_per_step": 1},
         120: {"items": 10, "population": 4, "num_instructions_per_step": 2},
-        400: {"items": 20, "population": 5, "num_instructions_per_step": 3},
+        400: {"items": 10, "population": 8, "num_instructions_per_step": 1},
     },
     "ape": {60: {"items": 10}, 120: {"items": 10}, 400: {"items": 10}},
 }
