@@ -150,9 +150,9 @@ def test_completions_and_rewards_of_a_killed_run_are_taken_up(
     made: list[Any] = []
     sample = LocalGenerator._sample
 
-    def counted(self: Any, model: Any, prompts: Any, *rest: Any) -> Any:
+    def counted(self: Any, model: Any, prefixes: Any, prompts: Any, *rest: Any) -> Any:
         made.extend(prompts)
-        return sample(self, model, prompts, *rest)
+        return sample(self, model, prefixes, prompts, *rest)
 
     monkeypatch.setattr(LocalGenerator, "_sample", counted)
     scores = attribute(speaker().eval(), pool, queries, "nice", reward_funcs=good_words, output_dir=tmp_path, **options)
