@@ -305,7 +305,7 @@ def _paired(lines: Sequence[dict[str, Any]], method: str, baseline: str, budget:
     if method == baseline or not by_seed:
         return ""
     mean, low, high = mean_interval([float(np.mean(values)) for values in by_seed.values()])
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{mean:+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if len(by_seed) > 1 else "")
 
 
 def _best_known(task: str) -> float:
