@@ -1,5 +1,6 @@
 """A prompt that may be tried, and what came of trying it."""
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
@@ -39,7 +40,7 @@ class Candidate:
     parents: tuple[str, ...] = field(default=(), compare=False, repr=False)
     origin: str = field(default="", compare=False)
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """A name that is the same for all candidates that would be sent alike."""
         content = [self.instruction, [list(one) for one in self.exemplars], self.item, self.completion]

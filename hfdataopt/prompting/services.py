@@ -1,5 +1,6 @@
 """What the host runs for an optimizer: every request goes through the ledger and the budget, here and nowhere else."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -194,7 +195,7 @@ class HostServices:
 
     def embed(self, texts: Sequence[Any]) -> np.ndarray:
         encoder, ledger = self._need(self._encoder, "encoder"), self._requests.ledger
-        about = describe_encoder(encoder)
+        about = self._encoder_name
         keys = [key_of("encoder", about, _content_of(text)) for text in texts]
         self._requests.budget.spent.embedded += len(set(keys) - self._requests.used)
         self._requests.used.update(keys)
@@ -206,6 +207,10 @@ class HostServices:
                 ledger.note_vector(key, "encoder", vector)
         vectors = ledger.vectors(keys)
         return np.stack([vectors[key] for key in keys]) if keys else np.zeros((0, 0), np.float32)
+
+    @functools.cached_property
+    def _encoder_name(self) -> Any:
+        return describe_encoder(self._encoder)  # of a live model it reads all weights
 
     @property
     def soft_prompt_width(self) -> int:
