@@ -19,11 +19,11 @@ def draw(model: Any, texts: Sequence[str], requests: Any, folder: Path) -> list[
     ledger, budget = requests.ledger, requests.budget
     about = model.describe()
     keys = [key_of("image", about, text) for text in texts]
-    fresh = dict.fromkeys(key for key in keys if key not in requests.used)
-    if len(fresh) > budget.left("model"):
-        raise BudgetSpent(f"{len(fresh)} images are needed, and {budget.left('model'):g} calls are left")
+    new = len(set(keys) - requests.used)
+    if new > budget.left("model"):
+        raise BudgetSpent(f"{new} images are needed, and {budget.left('model'):g} calls are left")
     text_of = dict(zip(keys, texts, strict=True))
-    missing = [key for key in fresh if key not in ledger.answers]
+    missing = requests.missing("model", keys)
 
     def admit(index: int, sample: int) -> bool:
         if not budget.reserve("model", 0, 0):
@@ -34,6 +34,7 @@ def draw(model: Any, texts: Sequence[str], requests: Any, folder: Path) -> list[
 
     def arrived(index: int, sample: int, made: ImageCompletion) -> None:
         ledger.answer(missing[index], "model", image=made.to_json(folder), tokens=[0, 0])
+        requests.count("model", missing[index])
 
     if missing:
         try:
@@ -42,8 +43,6 @@ def draw(model: Any, texts: Sequence[str], requests: Any, folder: Path) -> list[
             )
         except Refused as refused:
             raise BudgetSpent(budget.out_of()) from refused
-    for key in fresh:
-        requests._count("model", key, 1)
     found = {}
     for key in dict.fromkeys(keys):
         document = ledger.answers[key]["image"]

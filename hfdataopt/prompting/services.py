@@ -66,15 +66,19 @@ class Requests:
         last = self._answers(role, inner, seconds, [two for _, two in parts])
         return [generator.joined(*three) for three in zip(prompts, first, last, strict=True)]
 
+    def missing(self, role: str, keys: Sequence[str], each: int = 1) -> list[str]:
+        """Those of the keys that have no answer yet, once each; kept answers that this search meets first are counted."""
+        fresh = [key for key in dict.fromkeys(keys) if key not in self.used]
+        for key in fresh:
+            if key in self.ledger.answers:
+                self.count(role, key, each)
+        return [key for key in fresh if key not in self.ledger.answers]
+
     def _answers(self, role: str, generator: Any, prompts: Sequence[Any], keys: Sequence[str]) -> list[Completion]:
         """The kept answers, and those to the requests that are sent for the others."""
         each = calls_of(generator)
-        fresh = list(dict.fromkeys(key for key in keys if key not in self.used))
         place = {key: number for number, key in reversed(list(enumerate(keys)))}
-        for key in fresh:
-            if key in self.ledger.answers:
-                self._count(role, key, each)
-        missing = [key for key in fresh if key not in self.ledger.answers]
+        missing = self.missing(role, keys, each)
         if missing:
             self._send(role, generator, [prompts[place[key]] for key in missing], missing, each)
         return [_completion(self.ledger.answers[key]) for key in keys]
@@ -108,7 +112,7 @@ class Requests:
             seconds = round(self.budget.elapsed(), 3)
             self.ledger.answer(keys[index], role, completion=completion.to_json(), tokens=[into, out], seconds=seconds)
             self.budget.release(role, *bounds.pop(index))
-            self._count(role, keys[index], each)
+            self.count(role, keys[index], each)
 
         left = list(range(len(keys)))
         while left:
@@ -142,7 +146,8 @@ class Requests:
                 f"{WHO}: {type(generator).__name__} returned without {len(lost)} of {len(keys)} answers"
             )
 
-    def _count(self, role: str, key: str, requests: int) -> None:
+    def count(self, role: str, key: str, requests: int = 1) -> None:
+        """Count an answer that is in the ledger."""
         self.used.add(key)
         into, out = self.ledger.answers[key]["tokens"]
         self.budget.book(role, into, out, requests)
@@ -263,13 +268,11 @@ class HostServices:
         ]
         about = self._model.describe()
         keys = [key_of("likelihood", about, *pair) for pair in pairs]
-        fresh = dict.fromkeys(key for key in keys if key not in self._requests.used)
-        if len(fresh) > budget.left("model"):
-            raise BudgetSpent(f"{len(fresh)} model calls are needed, and {budget.left('model'):g} are left")
-        for key in fresh:
-            if key in ledger.answers:
-                self._requests._count("model", key, 1)
-        missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in ledger.answers}
+        new = len(set(keys) - self._requests.used)
+        if new > budget.left("model"):
+            raise BudgetSpent(f"{new} model calls are needed, and {budget.left('model'):g} are left")
+        pair_of = dict(zip(keys, pairs, strict=True))
+        missing = {key: pair_of[key] for key in self._requests.missing("model", keys)}
         if missing:
             prompts, completions = map(list, zip(*missing.values(), strict=True))
             sizes = [tuple(map(self._model.count_tokens, pair)) for pair in missing.values()]
@@ -284,7 +287,7 @@ class HostServices:
                 budget.release("model", *bound)
             for key, size, value in zip(missing, sizes, values, strict=True):
                 ledger.answer(key, "likelihood", value=float(value), tokens=list(size))
-                self._requests._count("model", key, 1)
+                self._requests.count("model", key)
         return np.array([ledger.answers[key]["value"] for key in keys]).reshape(len(candidates), len(items))
 
     def judge(self, generator: Any, messages: Sequence[Messages], keys: Sequence[str]) -> list[str]:
