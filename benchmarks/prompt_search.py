@@ -130,7 +130,7 @@ class Bench:
         """One search, as a line of the results."""
         name, own = (REWARD_METHODS if kind == "calls" else VOTE_METHODS).get(method, (method, {}))
         optimizer = get_optimizer(name, **{**own, **(options or {})})
-        curve: list[tuple[int, Candidate]] = []
+        curve: list[tuple[int, int, Candidate]] = []
         common = {"seed": seed, "leaders": 0, "logging_steps": 0, "max_new_tokens": 12, "proposer_max_new_tokens": 60}
         if kind == "calls":
             config = PromptConfig(max_calls=budget, items=ITEMS.get(budget, 10), **common)
@@ -165,7 +165,7 @@ class Bench:
             "proposer_calls": result.spent["proposer_calls"],
             "tokens": result.spent["tokens"],
             "seconds": round(seconds, 2),
-            "curve": [[spent, self.accuracy(task, best)] for spent, best in _changes(curve)],
+            "curve": [[spent, self.accuracy(task, best), tokens] for spent, tokens, best in _changes(curve)],
             "prompt": result.best.instruction,
             "exemplars": len(result.best.exemplars),
         }
@@ -174,7 +174,7 @@ class Bench:
 class _Curve:
     """Notes the best candidate after each step."""
 
-    def __init__(self, curve: list[tuple[int, Candidate]], kind: str) -> None:
+    def __init__(self, curve: list[tuple[int, int, Candidate]], kind: str) -> None:
         self.curve, self.kind = curve, kind
 
     def __getattr__(self, name: str) -> Any:
@@ -182,11 +182,11 @@ class _Curve:
 
     def on_step_end(self, args: Any, state: Any, control: Any, best: Any, spent: Any, **_: Any) -> None:
         if best is not None:
-            self.curve.append((spent.calls if self.kind == "calls" else spent.judge_calls, best))
+            self.curve.append((spent.calls if self.kind == "calls" else spent.judge_calls, spent.tokens, best))
 
 
-def _changes(curve: Sequence[tuple[int, Candidate]]) -> list[tuple[int, Candidate]]:
-    return [one for place, one in enumerate(curve) if not place or one[1].key != curve[place - 1][1].key]
+def _changes(curve: Sequence[tuple[int, int, Candidate]]) -> list[tuple[int, int, Candidate]]:
+    return [one for place, one in enumerate(curve) if not place or one[2].key != curve[place - 1][2].key]
 
 
 def runs(arguments: argparse.Namespace) -> None:
@@ -282,7 +282,7 @@ def report(files: Sequence[str]) -> None:
 def _anytime(lines: Sequence[dict[str, Any]], spent: int) -> str:
     by_seed: dict[int, list[float]] = defaultdict(list)
     for line in lines:
-        known = [accuracy for used, accuracy in line["curve"] if used <= spent]
+        known = [accuracy for used, accuracy, _ in line["curve"] if used <= spent]
         by_seed[line["seed"]].append(known[-1] if known else 0.0)
     return _interval([float(np.mean(values)) for values in by_seed.values()])
 

@@ -32,7 +32,7 @@ class Client:
         self.examples = [(row["input"], row["answer"]) for row in rows["examples"]]
         self.rng = random.Random(f"{seed} {rows['task']}")
         self.known: dict[str, str] = {}
-        self.curve: list[tuple[int, str]] = []
+        self.curve: list[tuple[int, int, str]] = []
         self.failures: list[str] = []
         queries = [query(text) for text, _ in self.items + self.examples]
         self.spent = self._post("/begin", {"run": rows["task"], "budget": budget, "seed": seed, "queries": queries})
@@ -68,8 +68,8 @@ class Client:
 
     def note(self, prompt: str) -> None:
         """The rival's best prompt so far."""
-        if not self.curve or self.curve[-1][1] != prompt:
-            self.curve.append((int(self.spent["calls"]), prompt))
+        if not self.curve or self.curve[-1][2] != prompt:
+            self.curve.append((int(self.spent["calls"]), int(self.spent["tokens"]), prompt))
 
     def _complete(self, role: str, prompts: Sequence[Any], tokens: int, temperature: float) -> list[str]:
         body = {"role": role, "prompts": list(prompts), "max_new_tokens": tokens, "temperature": temperature}

@@ -148,7 +148,7 @@ def search(client: Client, method: str) -> str:
             minibatch=minibatch is not None,
             minibatch_size=minibatch or items,
         )
-    return client.curve[-1][1]
+    return client.curve[-1][2]
 
 
 if __name__ == "__main__":

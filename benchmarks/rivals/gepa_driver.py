@@ -84,7 +84,7 @@ def search(client: Client, method: str) -> str:
             **{key: value for key, value in options.items() if key not in ("items", "minibatch")},
         )
     except BudgetSpent:  # in the middle of an iteration: what was accepted before counts
-        return client.curve[-1][1]
+        return client.curve[-1][2]
     return str(result.best_candidate["prompt"])
 
 

@@ -123,7 +123,7 @@ def search(client: Client, method: str) -> str:
         for count in range(1, len(first) + 1):
             found = scored.evaluate([Prompt(one) for one in first[:count]], predictor).agg_scores
             client.note(first[int(np.argmax(found))])
-        return str(client.curve[-1][1])
+        return str(client.curve[-1][2])
     client.note(first[0])
     common = {"meta_llm": proposer, "initial_prompts": first, "callbacks": [Notes(client)]}
     if method == "opro":

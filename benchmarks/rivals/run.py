@@ -100,7 +100,7 @@ class Rivals:
             "proposer_calls": found["proposer_calls"],
             "tokens": found["tokens"],
             "seconds": round(found["seconds"], 2),
-            "curve": [[calls, self.accuracy(task, prompt)] for calls, prompt in found["curve"]],
+            "curve": [[calls, self.accuracy(task, prompt), tokens] for calls, tokens, prompt in found["curve"]],
             "prompt": found["prompt"],
             "exemplars": found["prompt"].count("Input:"),
             "failures": found["failures"],
