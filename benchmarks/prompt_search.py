@@ -63,10 +63,10 @@ VOTE_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass
 class Remembered(Generator):
-    """The follower; a prompt that it has answered greedily is not run again, though it is counted."""
+    """The follower; what it has said to a prompt (under a key and a seed, where it draws) is not computed again, though counted."""
 
     inner: LocalGenerator
-    answers: dict[str, Any] = field(default_factory=dict, repr=False)
+    said: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def max_new_tokens(self) -> int:  # type: ignore[override]
@@ -80,14 +80,38 @@ class Remembered(Generator):
 
     def generate(self, prompts: Sequence[Any], n: int, *, keys: Any, seed: int = 0, have: Any = None, on_done: Any = None,
                  admit: Any = None, allowed: Any = None) -> Any:  # fmt: skip
-        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self.answers))
+        assert n == 1
+        drawn = self.inner.temperature > 0
+        asked = [
+            (json.dumps(prompt), *((key, seed) if drawn else ())) for prompt, key in zip(prompts, keys, strict=True)
+        ]
+        new = {one: place for place, one in enumerate(asked) if one not in self.said}
         if new:
-            for prompt, (found,) in zip(new, self.inner.generate(new, 1, keys=list(range(len(new)))), strict=True):
-                self.answers[prompt] = found
-        for index, prompt in enumerate(prompts):
+            places = list(new.values())
+            made = self.inner.generate(
+                [prompts[place] for place in places], 1, keys=[keys[place] for place in places], seed=seed
+            )
+            self.said.update(zip(new, (found for (found,) in made), strict=True))
+        for index, one in enumerate(asked):
             if admit is None or admit(index, 0):
-                on_done(index, 0, self.answers[prompt])
-        return [[self.answers[prompt]] for prompt in prompts]
+                on_done(index, 0, self.said[one])
+        return [[self.said[one]] for one in asked]
+
+
+@dataclass
+class Encoder:
+    """Sentence embeddings ``[texts, d]``, each computed once."""
+
+    model: Any = field(repr=False)
+    name: str = "all-MiniLM-L6-v2"  # tells it from others without its weights
+    vectors: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in self.vectors]
+        if new:
+            found = self.model.encode(new, batch_size=32, show_progress_bar=False, convert_to_numpy=True)
+            self.vectors.update(zip(new, found, strict=True))
+        return np.stack([self.vectors[text] for text in texts])
 
 
 class Bench:
@@ -99,19 +123,12 @@ class Bench:
 
         self.follower, self.tokenizer = world.load_follower()
         self.model = Remembered(self.local(max_new_tokens=12, temperature=0.0))
-        self.encoder = SentenceTransformer(str(get_model_path()), device="cpu")
-        self.vectors: dict[str, np.ndarray] = {}
+        self.proposer = Remembered(self.local(max_new_tokens=60, temperature=1.0))
+        self.encoder = Encoder(SentenceTransformer(str(get_model_path()), device="cpu"))
         self.accuracies: dict[tuple[str, str], float] = {}
 
     def local(self, **options: Any) -> LocalGenerator:
         return LocalGenerator(self.follower, self.tokenizer, batch_size=64, **options)
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in self.vectors]
-        if new:
-            found = self.encoder.encode(new, batch_size=32, show_progress_bar=False, convert_to_numpy=True)
-            self.vectors.update(zip(new, found, strict=True))
-        return np.stack([self.vectors[text] for text in texts])
 
     def accuracy(self, task: str, candidate: Candidate) -> float:
         """On the inputs that no search sees; outside every budget."""
@@ -141,8 +158,8 @@ class Bench:
         trainer = PromptTrainer(
             optimizer,
             model=self.local(max_new_tokens=12, temperature=0.0) if "likelihood" in optimizer.needs else self.model,
-            proposer=self.local(max_new_tokens=60, temperature=1.0),
-            encoder=self.embed,
+            proposer=self.proposer,
+            encoder=self.encoder,
             white_box=(self.follower, self.tokenizer) if "white_box" in optimizer.needs else None,
             args=config,
             train_dataset=world.rows(task, "train"),

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from hfdataopt.bandits.laplace import laplace, root_of
 from hfdataopt.bandits.surrogates import AMPLITUDE_GRID, LENGTHSCALE_GRID, Surrogate, squared_distances
 from hfdataopt.errors import DataError
 from hfdataopt.options import check_range
@@ -55,36 +55,58 @@ class ArmSurrogate(Surrogate):
     Attributes:
         kernel: of the features, standardised: ``linear``, ``rbf``, or the likelier one for each set of votes.
         own: share of the arms' own effects in the prior variance; None = the likeliest of :data:`OWN_GRID`.
+        refresh: the prior is chosen anew when there are this share more votes, by the votes there were then, and kept in
+            between by a surrogate that is fitted again; 0 = by all votes at every fit.
     """
 
     name = "arms"
     kernel: Literal["linear", "rbf", "likelier"] = "linear"
     own: float | None = None
+    refresh: float = 0.0
+    _chosen_by: tuple[Tensor, ...] = field(default=(), init=False, repr=False, compare=False)
+    _chosen_root: Any = field(default=None, init=False, repr=False, compare=False)
     _posterior: ArmPosterior | None = field(default=None, init=False, repr=False, compare=False)
     chosen: tuple[int, float, float] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "own", at_least=0, at_most=1)
+        check_range(self, "refresh", at_least=0)
 
     def _fit_pairs(self, x: Tensor, left: Tensor, right: Tensor, outcomes: Tensor) -> None:
+        votes = self._rung(len(outcomes))
+        by = (x, left[:votes], right[:votes], outcomes[:votes])
+        if len(by) != len(self._chosen_by) or not all(map(torch.equal, by, self._chosen_by)):
+            self._choose_prior(*by)
+            self._chosen_by = by
+        assert self.chosen is not None
+        root = self._chosen_root
+        start = torch.zeros(root.shape[1], dtype=x.dtype)
+        _, weights, precision = laplace(root[left] - root[right], outcomes, self.chosen[2], start)
+        half = torch.linalg.solve_triangular(precision, root.T, upper=False)
+        self._posterior = ArmPosterior(root @ weights, half.T @ half)
+
+    def _rung(self, votes: int) -> int:
+        """The largest number up to ``votes`` at which the prior is chosen."""
+        rung = following = 1
+        while self.refresh and following <= votes:
+            rung, following = following, max(following + 1, int(following * (1 + self.refresh)))
+        return rung if self.refresh else votes
+
+    def _choose_prior(self, x: Tensor, left: Tensor, right: Tensor, outcomes: Tensor) -> None:
         best = -math.inf
         for number, kernel in enumerate(self._kernels(x)):
             for own in OWN_GRID if self.own is None else (self.own,):
                 if own == 1.0 and number:
                     continue  # the kernel does not matter
                 prior = (1 - own) * kernel + own * torch.eye(len(x), dtype=x.dtype)
-                root = _root(prior)
+                root = root_of(prior)
                 design = root[left] - root[right]
                 weights = torch.zeros(root.shape[1], dtype=x.dtype)
                 for amplitude in AMPLITUDE_GRID:
-                    evidence, weights, precision = laplace(design, outcomes, amplitude, weights)
+                    evidence, weights, _ = laplace(design, outcomes, amplitude, weights)
                     if evidence > best:
-                        best, self.chosen = evidence, (number, own, amplitude)
-                        found = root, weights, precision
-        root, weights, precision = found
-        half = torch.linalg.solve_triangular(precision, root.T, upper=False)
-        self._posterior = ArmPosterior(root @ weights, half.T @ half)
+                        best, self.chosen, self._chosen_root = evidence, (number, own, amplitude), root
 
     def _kernels(self, x: Tensor) -> list[Tensor]:
         kernels = []
@@ -101,37 +123,3 @@ class ArmSurrogate(Surrogate):
         if self._posterior is None or len(pool) != len(self._posterior.mean):
             raise DataError("ArmSurrogate: fit it first; it knows only the arms that it was fitted to")
         return ArmPosterior(self._posterior.mean, self._posterior._covariance)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    """``[N, m]`` with ``root root^T`` the matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    kept = values > 1e-9 * values[-1]
-    kept[-1] = True  # of a matrix of zeros
-    return vectors[:, kept] * values[kept].clamp_min(0.0).sqrt()
-
-
-def laplace(design: Tensor, outcomes: Tensor, amplitude: float, start: Tensor) -> tuple[float, Tensor, Tensor]:
-    """The most probable weights of logistic regression under a prior N(0, ``amplitude`` I), by Newton's method.
-
-    Args:
-        design: ``[p, m]``.
-        outcomes: ``[p]``, from 0 to 1.
-
-    Returns:
-        The log marginal likelihood (Laplace), the weights ``[m]``, and the Cholesky factor ``[m, m]`` of their posterior
-        precision.
-    """
-    weights, identity = start, torch.eye(design.shape[1], dtype=design.dtype)
-    for _ in range(50):
-        chance = torch.sigmoid(design @ weights)
-        curvature = chance * (1 - chance)
-        precision = torch.linalg.cholesky(identity / amplitude + design.T @ (curvature[:, None] * design))
-        slope = design.T @ (outcomes - chance) - weights / amplitude
-        step = torch.cholesky_solve(slope[:, None], precision)[:, 0]
-        weights = weights + step * min(1.0, 5.0 / max(float((design @ step).abs().max()), 1e-12))
-        if float(step.abs().max()) < 1e-6 * max(1.0, float(weights.abs().max())):
-            break
-    fit = -functional.binary_cross_entropy_with_logits(design @ weights, outcomes, reduction="sum")
-    shrinkage = 0.5 * float(weights @ weights) / amplitude + 0.5 * len(weights) * math.log(amplitude)
-    return float(fit) - shrinkage - float(precision.diagonal().log().sum()), weights, precision

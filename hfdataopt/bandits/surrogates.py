@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hfdataopt.bandits.gradients import LayerGradients, layer_gradients, scores_and_gradients
+from hfdataopt.bandits.laplace import laplace, root_of
 from hfdataopt.bandits.posterior import DiagonalPosterior, Posterior, check_pairs
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.options import apply_preset, check_options, check_range
@@ -167,6 +168,8 @@ class _Kernel(Surrogate):
     _scale: float = field(default=1.0, init=False, repr=False, compare=False)
     _noise: Any = field(default=None, init=False, repr=False, compare=False)
     _weights: Any = field(default=None, init=False, repr=False, compare=False)
+    _given: dict[int, tuple[float, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    _chosen: dict[int, tuple[float, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def _kernels(self, x: Tensor) -> list[Callable[[Tensor], Any]]:
         """Maps from inputs to points, to choose from."""
@@ -191,18 +194,24 @@ class _Kernel(Surrogate):
         self._weights = torch.linalg.solve(_gram(self._kernel(x)) + torch.diag(self._noise), y)
 
     def _fit_pairs(self, x: Tensor, left: Tensor, right: Tensor, outcomes: Tensor) -> None:
+        """``_given``, kernels by number and their amplitudes, replaces the priors that are looked at."""
         best = -math.inf
-        for kernel in self._kernels(x):
+        kernels = self._kernels(x)
+        for number, amplitudes in (self._given or dict.fromkeys(range(len(kernels)), AMPLITUDE_GRID)).items():
+            kernel = kernels[number]
             gram = _gram(kernel(x))
             unit = float(gram.diagonal().mean()) or 1.0
-            gram = gram[left] - gram[right]
-            gram = (gram[:, left] - gram[:, right]) / unit
-            start = torch.zeros_like(outcomes)
-            for amplitude in AMPLITUDE_GRID:
-                evidence, start, curvature = _laplace(amplitude * gram, outcomes, start)
+            root = root_of(gram / unit)
+            design = root[left] - root[right]
+            weights = torch.zeros(root.shape[1], dtype=x.dtype)
+            for amplitude in amplitudes:
+                evidence, weights, _ = laplace(design, outcomes, amplitude, weights)
                 if evidence > best:
                     best, self._kernel, self._scale = evidence, kernel, amplitude / unit
-                    self._noise, slopes = unit / (amplitude * curvature), start
+                    self._chosen = {number: (amplitude,)}
+                    chance = torch.sigmoid(design @ weights)
+                    slopes = outcomes - chance
+                    self._noise = unit / (amplitude * (chance * (1 - chance)).clamp_min(1e-9))
         self._weights = torch.zeros(len(x), dtype=torch.float64)
         self._weights.index_add_(0, left, slopes).index_add_(0, right, -slopes)
         self._weights *= self._scale
@@ -385,6 +394,8 @@ class MLPSurrogate(Surrogate):
 class EnsembleSurrogate(Surrogate):
     """Members fitted to resampled observations from different initialisations; a Thompson draw is one member.
 
+    Of preferences, kernel members share the prior that is the likeliest for all of them.
+
     Attributes:
         member: the surrogate that is copied.
         size: number of members.
@@ -403,9 +414,16 @@ class EnsembleSurrogate(Surrogate):
 
     def _fit_pairs(self, x: Tensor, left: Tensor, right: Tensor, outcomes: Tensor) -> None:
         pairs = torch.stack([left, right], 1)
-        self._members = [
-            member.fit_pairs(x, pairs[rows], outcomes[rows]) for member, rows in self._resampled(len(outcomes))
-        ]
+        prior = None
+        if isinstance(self.member, _Kernel):
+            whole = replace(self.member, seed=self.seed)
+            whole.fit_pairs(x, pairs, outcomes)
+            prior = whole._chosen
+        self._members = []
+        for member, rows in self._resampled(len(outcomes)):
+            if isinstance(member, _Kernel):
+                member._given = prior
+            self._members.append(member.fit_pairs(x, pairs[rows], outcomes[rows]))
 
     def _resampled(self, observations: int) -> Iterator[tuple[Surrogate, Tensor]]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -459,33 +477,6 @@ def mlp(
             linear.bias.normal_(0.0, 1.0, generator=generator) if normal else linear.bias.zero_()
         modules += [linear] if is_last else [linear, kinds[activation]()]
     return nn.Sequential(*modules)
-
-
-def _laplace(gram: Tensor, outcomes: Tensor, start: Tensor) -> tuple[float, Tensor, Tensor]:
-    """The most probable differences under a prior of covariance ``gram [p, p]`` and the Bradley-Terry-Luce likelihood.
-
-    Newton's method (Rasmussen & Williams, 2006, algorithm 3.1) with ``gram slopes`` the differences.
-
-    Returns:
-        The log marginal likelihood (Laplace), ``slopes [p]``, and the likelihood's curvature ``[p]`` there.
-    """
-    slopes = start
-    for _ in range(50):
-        chance = torch.sigmoid(gram @ slopes)
-        curvature = (chance * (1 - chance)).clamp_min(1e-9)
-        root = curvature.sqrt()
-        cholesky = torch.linalg.cholesky(torch.eye(len(gram), dtype=gram.dtype) + root[:, None] * gram * root)
-        pull = curvature * (gram @ slopes) + outcomes - chance
-        solved = torch.cholesky_solve((root * (gram @ pull))[:, None], cholesky)[:, 0]
-        new = pull - root * solved
-        done = float((new - slopes).abs().max()) < 1e-8
-        slopes = new
-        if done:
-            break
-    differences = gram @ slopes
-    likelihood = -functional.binary_cross_entropy_with_logits(differences, outcomes, reduction="sum")
-    evidence = likelihood - 0.5 * slopes @ differences - cholesky.diagonal().log().sum()
-    return float(evidence), slopes, curvature
 
 
 def _tangent(network: nn.Module, scale: float, rows: Tensor) -> LayerGradients:

@@ -215,6 +215,8 @@ class FeaturedDuels(DuelingOptimizer):
         super().start(task)
         self._texts: np.ndarray | None = None
         self._images: dict[str, np.ndarray] = {}
+        self._surrogate: Any = None
+        self._fitted = False
 
     def make_surrogate(self) -> Any:
         """A surrogate that was not fitted yet."""
@@ -226,11 +228,13 @@ class FeaturedDuels(DuelingOptimizer):
         known = 0 if self._texts is None else len(self._texts)
         if self.features == "text" and known < len(self.candidates):
             new = services.embed([self.content(arm) for arm in self.candidates[known:]])
+            self._fitted = False
             self._texts = new if self._texts is None else np.concatenate([self._texts, new])
         elif self.features == "image":
             shown = dict.fromkeys(answer for vote in self.votes for answer in vote.answers)
             if paths := [path for path in shown if path not in self._images]:
                 vectors = services.embed([_opened(path, self.name) for path in paths])
+                self._fitted = False
                 self._images |= dict(zip(paths, vectors, strict=True))
 
     def content(self, arm: Candidate) -> str:
@@ -253,16 +257,32 @@ class FeaturedDuels(DuelingOptimizer):
 
     def posterior(self) -> Any:
         """Means and variances of all arms after the votes so far; choosing uses them up."""
+        x = self.matrix()
+        if not self._fitted:
+            self._fit(x)
+            self._fitted = True
+        return self._surrogate.posterior(x)
+
+    def _fit(self, x: np.ndarray) -> None:
         from hfdataopt.bandits.arms import ArmSurrogate
 
-        x, surrogate = self.matrix(), self.make_surrogate()
+        self._surrogate = self._surrogate or self.make_surrogate()
         pairs, outcomes = self.trained()
-        if isinstance(surrogate, ArmSurrogate):
-            return surrogate.fit_pairs(x, pairs, outcomes).posterior(x)
-        rows = sorted({arm for pair in pairs for arm in pair})
-        places = {arm: place for place, arm in enumerate(rows)}
-        local = [(places[first], places[second]) for first, second in pairs]
-        return surrogate.fit_pairs(x[rows], local, outcomes).posterior(x)
+        if isinstance(self._surrogate, ArmSurrogate):
+            self._surrogate.fit_pairs(x, pairs, outcomes)
+        else:
+            rows = sorted({arm for pair in pairs for arm in pair})
+            places = {arm: place for place, arm in enumerate(rows)}
+            local = [(places[first], places[second]) for first, second in pairs]
+            self._surrogate.fit_pairs(x[rows], local, outcomes)
+
+    def tell(self, votes: Sequence[Vote]) -> None:  # type: ignore[override]
+        super().tell(votes)
+        self._fitted = False
+
+    def forget(self, vote: Vote) -> None:
+        super().forget(vote)
+        self._fitted = False
 
     def ranking(self) -> list[float]:
         return self.posterior().mean.tolist()

@@ -124,13 +124,14 @@ class Apohf(FeaturedDuels):
         )
 
     def make_surrogate(self) -> Any:
-        from hfdataopt.bandits import LinearSurrogate, MLPSurrogate, RBFSurrogate
-        from hfdataopt.bandits.arms import ArmSurrogate
+        from hfdataopt.bandits import ArmSurrogate, LinearSurrogate, MLPSurrogate, RBFSurrogate
 
         if self.preset is not None:
             return MLPSurrogate(self.task.seed, widths=(32, 32), diagonal=True, preset=self.preset)
         kinds: dict[str, Any] = {"linear": LinearSurrogate, "rbf": RBFSurrogate, "mlp": MLPSurrogate}
-        return kinds.get(self.surrogate, ArmSurrogate)(seed=self.task.seed)
+        if self.surrogate in kinds:
+            return kinds[self.surrogate](seed=self.task.seed)
+        return ArmSurrogate(refresh=0.1)
 
     def ranking(self) -> list[float]:
         ranked = super().ranking()
