@@ -35,6 +35,8 @@ CALLS, VOTES = (60, 120, 400), (50, 150, 400)
 ITEMS = {60: 10, 120: 10, 400: 20}
 VOTE_ITEMS = 20
 SCALE = 3.0
+TOKENS = (4_000, 8_000, 16_000)
+LEADS = ("protegi", "exemplars behind protegi")  # the best on the development tasks at 60 and 120, and at 400 calls
 # name in the table -> optimizer, options
 REWARD_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
@@ -239,61 +241,89 @@ def runs(arguments: argparse.Namespace) -> None:
 def report(files: Sequence[str]) -> None:
     lines = [json.loads(text) for file in files for text in Path(file).read_text().splitlines() if text]
     best = {task: _best_known(task) for task in sorted({line["task"] for line in lines})}
-    for kind, budgets, unit in (("calls", CALLS, "calls"), ("votes", VOTES, "votes")):
-        chosen = [line for line in lines if line.get("kind", "calls") == kind]
-        if not chosen:
-            continue
-        table: dict[str, dict[int, dict[int, list[float]]]] = defaultdict(
-            lambda: defaultdict(lambda: defaultdict(list))
-        )
-        for line in chosen:
-            table[line["method"]][line["budget"]][line["seed"]].append(line["accuracy"])
-        means = {
-            (method, budget): [float(np.mean(values)) for _, values in sorted(by_seed.items())]
-            for method, by_budget in table.items()
-            for budget, by_seed in by_budget.items()
-        }
-        print(f"\n### Accuracy after so many {unit} (mean over tasks; 95 % interval over seeds)\n")
-        print(
-            "| method | "
-            + " | ".join(f"{budget} {unit}" for budget in budgets)
-            + " | less random at the first | CPU s a run | tokens a run |"
-        )
-        print("|---|" + "---|" * (len(budgets) + 3))
-        middle = budgets[len(budgets) // 2]
-        order = sorted(table, key=lambda method: -np.mean(means.get((method, middle), [0.0])))
-        baseline = "random" if kind == "calls" else "random pairs"
-        for method in order:
-            cells = []
-            for budget in budgets:
-                values = means.get((method, budget))
-                cells.append(_interval(values) if values else "")
-            own = [line for line in chosen if line["method"] == method and line["budget"] == middle]
-            paired = _paired(chosen, method, baseline, budgets[0])
-            seconds = np.mean([line.get("seconds", np.nan) for line in own]) if own else np.nan
-            tokens = np.mean([line["tokens"] for line in own]) if own else np.nan
-            print(f"| {method} | " + " | ".join(cells) + f" | {paired} | {seconds:.1f} | {tokens:.0f} |")
-        print(f"\nThe best known prompts reach {np.mean(list(best.values())):.3f}.\n")
-        print(f"\n### By task, {middle} {unit}\n")
-        print("| method | " + " | ".join(best) + " |\n|---|" + "---|" * len(best))
-        for method in order:
-            row = [
-                [
-                    line["accuracy"]
-                    for line in chosen
-                    if (line["method"], line["task"], line["budget"]) == (method, task, middle)
-                ]
-                for task in best
-            ]
-            print(f"| {method} | " + " | ".join(f"{np.mean(one):.2f}" if one else "" for one in row) + " |")
-        print("| best known | " + " | ".join(f"{value:.2f}" for value in best.values()) + " |")
-        print(f"\n### Anytime: accuracy of the best so far, within a budget of {budgets[-1]} {unit}\n")
-        at = [budgets[-1] * k // 8 for k in (1, 2, 3, 4, 6, 8)]
-        print("| method | " + " | ".join(map(str, at)) + " |\n|---|" + "---|" * len(at))
-        for method in order:
-            own = [line for line in chosen if line["method"] == method and line["budget"] == budgets[-1]]
-            if own:
-                print(f"| {method} | " + " | ".join(_anytime(own, spent) for spent in at) + " |")
+    print(f"The best known prompts reach {np.mean(list(best.values())):.3f}.\n")
+    for kind, budgets, baseline in (("calls", CALLS, "random"), ("votes", VOTES, "random pairs")):
+        chosen = [line for line in lines if line["kind"] == kind]
+        if chosen:
+            _tables(chosen, kind, budgets, baseline, best)
+
+
+def _tables(
+    lines: list[dict[str, Any]], unit: str, budgets: Sequence[int], baseline: str, best: dict[str, float]
+) -> None:
+    middle = budgets[len(budgets) // 2]
+    methods = list(dict.fromkeys(line["method"] for line in lines))
+    at = {(method, budget): _final(lines, method, budget) for method in methods for budget in budgets}
+    order = sorted(methods, key=lambda method: -np.mean(at[method, middle] or [0.0]))
+    seeds = sorted({len(found) for found in at.values() if found})
+    print(
+        f"\n## By {unit}\n\nMean over {len(best)} tasks, with the 95 % interval over {'-'.join(map(str, seeds))} seeds.\n"
+    )
+    print(_head("method", [f"{budget} {unit}" for budget in budgets]))
+    for method in order:
+        print(_row(method, [_interval(at[method, budget]) for budget in budgets]))
+    print(f"\nLess `{baseline}`, paired by seed and task:\n")
+    print(_head("method", [f"{budget} {unit}" for budget in budgets]))
+    for method in order:
+        if method != baseline:
+            print(_row(method, [_paired(lines, method, baseline, budget) for budget in budgets]))
+    for ours in LEADS if unit == "calls" else ():
+        rivals = [method for method in order if method not in REWARD_METHODS]
+        if rivals and ours in methods:
+            print(f"\n`{ours}` less a rival, paired:\n")
+            print(_head("rival", [f"{budget} {unit}" for budget in budgets]))
+            for rival in rivals:
+                print(_row(rival, [_paired(lines, ours, rival, budget) for budget in budgets]))
+    if unit == "calls":
+        print("\n### At equal total tokens\n\nTokens of scored model and proposer, read and written.\n")
+        print(_head("method", [f"{tokens:,} tokens" for tokens in TOKENS]))
+        for method in sorted(methods, key=lambda method: -np.mean(_at_tokens(lines, method, TOKENS[1]))):
+            print(_row(method, [_interval(_at_tokens(lines, method, tokens)) for tokens in TOKENS]))
+    print(f"\n### By task, {middle} {unit}\n")
+    print(_head("method", list(best)))
+    for method in order:
+        own = [line for line in lines if line["method"] == method and line["budget"] == middle]
+        row = [[line["accuracy"] for line in own if line["task"] == task] for task in best]
+        print(_row(method, [f"{np.mean(one):.2f}" if one else "" for one in row]))
+    print(_row("best known", [f"{value:.2f}" for value in best.values()]))
+    print(f"\n### Anytime: accuracy of the best so far, within a budget of {budgets[-1]} {unit}\n")
+    steps = [budgets[-1] * k // 8 for k in (1, 2, 3, 4, 6, 8)]
+    print(_head("method", list(map(str, steps))))
+    for method in order:
+        own = [line for line in lines if line["method"] == method and line["budget"] == budgets[-1]]
+        if own:
+            print(_row(method, [_anytime(own, spent) for spent in steps]))
+
+
+def _head(first: str, names: Sequence[str]) -> str:
+    return _row(first, names) + "\n|---|" + "---|" * len(names)
+
+
+def _row(first: str, cells: Sequence[str]) -> str:
+    return f"| {first} | " + " | ".join(cells) + " |"
+
+
+def _final(lines: Sequence[dict[str, Any]], method: str, budget: int) -> list[float]:
+    """Mean accuracy over the tasks, by seed."""
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for line in lines:
+        if line["method"] == method and line["budget"] == budget:
+            by_seed[line["seed"]].append(line["accuracy"])
+    return [float(np.mean(values)) for _, values in sorted(by_seed.items())]
+
+
+def _at_tokens(lines: Sequence[dict[str, Any]], method: str, tokens: int) -> list[float]:
+    """By seed, what is best after so many tokens in the smallest search that spends as many (else in the largest)."""
+    searches: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    for line in sorted(lines, key=lambda line: line["budget"]):
+        if line["method"] == method:
+            searches[line["seed"], line["task"]].append(line)
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for (seed, _), found in searches.items():
+        line = next((one for one in found if one["tokens"] >= tokens), found[-1])
+        known = [accuracy for _, accuracy, spent in line["curve"] if spent <= tokens]
+        by_seed[seed].append(line["accuracy"] if line["tokens"] <= tokens else known[-1] if known else 0.0)
+    return [float(np.mean(values)) for _, values in sorted(by_seed.items())]
 
 
 def _anytime(lines: Sequence[dict[str, Any]], spent: int) -> str:
@@ -305,6 +335,8 @@ def _anytime(lines: Sequence[dict[str, Any]], spent: int) -> str:
 
 
 def _interval(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     mean, low, _ = mean_interval(values)
     return f"{mean:.3f}" + ("" if len(values) < 2 else f" ±{mean - low:.3f}")
 

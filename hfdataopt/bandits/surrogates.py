@@ -117,6 +117,10 @@ class Surrogate:
         """Mean and variances of ``pool [N, d]``, which shrink as rows are chosen."""
         raise NotImplementedError
 
+    def mean(self, pool: Any) -> Tensor:
+        """Mean ``[N]`` of ``pool [N, d]``, float64: that of :meth:`posterior`, without its variances where these cost more."""
+        return self.posterior(pool).mean
+
     def predict(self, pool: Any) -> tuple[Tensor, Tensor]:
         """Mean and variance ``[N]`` of ``pool [N, d]``, float64; after ``fit_pairs`` the mean's zero is arbitrary."""
         posterior = self.posterior(pool)
@@ -236,9 +240,15 @@ class _Kernel(Surrogate):
         if isinstance(pool, Tensor) and pool.requires_grad:
             x = (pool.double() - self._location[0]) / self._location[1]
         points, observed = self._kernel(x), self._kernel(self._x)
-        mean = points.gram(observed).double() @ self._weights
+        mean = self._located(points, observed)
+        return Posterior(mean, points, observed, self._noise, self._pairs, self._scale * self._target[1] ** 2)
+
+    def mean(self, pool: Any) -> Tensor:
+        return self._located(self._kernel(self._inputs(pool)), self._kernel(self._x))
+
+    def _located(self, points: Any, observed: Any) -> Tensor:
         location, spread = self._target
-        return Posterior(location + spread * mean, points, observed, self._noise, self._pairs, self._scale * spread**2)
+        return location + spread * (points.gram(observed).double() @ self._weights)
 
 
 @dataclass
@@ -433,7 +443,7 @@ class EnsembleSurrogate(Surrogate):
 
     def posterior(self, pool: Any) -> "EnsemblePosterior":
         x = self._inputs(pool)
-        return EnsemblePosterior(torch.stack([member.posterior(x).mean for member in self._members]))
+        return EnsemblePosterior(torch.stack([member.mean(x) for member in self._members]))
 
 
 class EnsemblePosterior(Posterior):

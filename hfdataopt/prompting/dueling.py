@@ -257,15 +257,15 @@ class FeaturedDuels(DuelingOptimizer):
 
     def posterior(self) -> Any:
         """Means and variances of all arms after the votes so far; choosing uses them up."""
-        x = self.matrix()
-        if not self._fitted:
-            self._fit(x)
-            self._fitted = True
-        return self._surrogate.posterior(x)
+        return self._fit().posterior(self.matrix())
 
-    def _fit(self, x: np.ndarray) -> None:
+    def _fit(self) -> Any:
+        """The surrogate of the votes so far."""
         from hfdataopt.bandits.arms import ArmSurrogate
 
+        if self._fitted:
+            return self._surrogate
+        x = self.matrix()
         self._surrogate = self._surrogate or self.make_surrogate()
         pairs, outcomes = self.trained()
         if isinstance(self._surrogate, ArmSurrogate):
@@ -275,6 +275,8 @@ class FeaturedDuels(DuelingOptimizer):
             places = {arm: place for place, arm in enumerate(rows)}
             local = [(places[first], places[second]) for first, second in pairs]
             self._surrogate.fit_pairs(x[rows], local, outcomes)
+        self._fitted = True
+        return self._surrogate
 
     def tell(self, votes: Sequence[Vote]) -> None:  # type: ignore[override]
         super().tell(votes)
@@ -285,7 +287,7 @@ class FeaturedDuels(DuelingOptimizer):
         self._fitted = False
 
     def ranking(self) -> list[float]:
-        return self.posterior().mean.tolist()
+        return self._fit().mean(self.matrix()).tolist()
 
     def mask(self, group: Iterable[int]) -> list[bool]:
         """``[arms]``, True for those of ``group``, as acquisitions take it."""

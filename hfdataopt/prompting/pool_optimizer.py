@@ -24,6 +24,7 @@ from hfdataopt.prompting.pool import propose_pool
 CHUNK = 256  # soft prompts that exist at a time
 SIZES = {"soft": 10_000, "text": 100}
 FRUITLESS = 20  # times in a row that chosen soft prompts decode to instructions that are known
+ROWS = 8  # of soft prompts of one instruction, those that a surrogate learns from
 PROMOTED = 3  # candidates that share what is kept for more items
 
 
@@ -140,13 +141,13 @@ class PoolOptimizer(PromptOptimizer):
         """Rows were taken in this order; some may have turned out to be known instructions."""
 
     def observed(self) -> list[Observation]:
-        """All that was told, by row; a row per soft prompt of the same instruction."""
+        """All that was told, by row; a row for each of the first ``ROWS`` soft prompts of the same instruction."""
         keys = [key for key in self._rewards if self._rewards[key] and key in self._rows]
         scores, variance = comparable([self._rewards[key] for key in keys])
         return sorted(
             Observation(row, float(score), len(self._rewards[key]), variance / len(self._rewards[key]))
             for key, score in zip(keys, scores, strict=True)
-            for row in self._rows[key]
+            for row in self._rows[key][:ROWS]
         )
 
     def relative_noise(self, observed: Sequence[Observation]) -> np.ndarray:
