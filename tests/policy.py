@@ -1,48 +1,14 @@
-"""Prompts, a tiny model that ends its answers, rewards that remember their calls, and policy gradients one by one."""
+"""Rewards that remember their calls, and policy gradients one by one."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 
-from .tiny import ANSWERS, BAD, GOOD, WORDS, llama, row_gradient, texts, tokenizer
+from hfdataopt.testing.tiny import EOS, good_words, prompts, reader, speaker  # noqa: F401 - for the tests
 
-GOOD_IDS, BAD_IDS = ({WORDS.index(word) for word in words} for words in (GOOD, BAD))
-EOS = 5
-
-
-def speaker(seed: int = 0) -> Any:
-    """A tiny Llama whose next tokens differ in probability, and which ends now and then."""
-    model = llama(seed)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(3)
-        model.get_output_embeddings().weight[EOS].mul_(2)
-    return model.eval()
-
-
-def reader() -> Any:
-    """The words' tokenizer, without special tokens around a text."""
-    return tokenizer(special=False)
-
-
-def prompts(rows: int, seed: int = 0, *, ids: bool = True) -> Dataset:
-    """``prompt``, a reference ``completion``, a column ``answer`` for rewards, and ids that are no positions."""
-    data = texts(rows, seed)
-    columns: dict[str, Any] = {
-        "prompt": data["text"][:],
-        "completion": [" " + GOOD[row % len(GOOD)] + " plot" for row in range(rows)],
-        "answer": [ANSWERS[row % len(ANSWERS)] for row in range(rows)],
-    }
-    if ids:
-        columns["row_id"] = [f"q{row}" for row in range(rows)]
-    return Dataset.from_dict(columns)
-
-
-def good_words(completion_ids: Any, **_: Any) -> list[float]:
-    """Good words less bad ones, with a zero that is not in the middle."""
-    return [float(0.5 + sum((t in GOOD_IDS) - (t in BAD_IDS) for t in ids)) for ids in completion_ids]
+from .tiny import row_gradient
 
 
 def opinionated(completion_ids: Any, **_: Any) -> list[float | None]:

@@ -1,177 +1,30 @@
-"""Tiny random models, a word tokenizer and planted data: offline, and built in milliseconds."""
+"""The tiny models of ``hfdataopt.testing``, and plain references on them."""
 
 from typing import Any
 
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
+
+from hfdataopt.testing.tiny import (  # noqa: F401 - for the tests
+    ANSWERS,
+    BAD,
+    GOOD,
+    PLAIN,
+    SPECIAL,
+    VOCABULARY,
+    WORDS,
+    _spread,
+    bert,
+    cloze,
+    encoded,
+    gpt2,
+    llama,
+    masked_lm,
+    plain_texts,
+    questions,
+    texts,
+    tokenizer,
+    word_ids,
 )
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<eos>"]
-GOOD = ["fine", "great", "superb", "lovely"]
-BAD = ["awful", "poor", "dire", "bleak"]
-PLAIN = ["the", "film", "was", "plot", "and", "actor", "scene", "it", "very"]
-ANSWERS = ["yes", "no", "maybe"]
-WORDS = [*SPECIAL, *GOOD, *BAD, *PLAIN, *ANSWERS]
-VOCABULARY = len(WORDS)
-
-
-def tokenizer(special: bool = True) -> PreTrainedTokenizerFast:
-    """Words to ids; with ``special`` a row is ``[CLS] ... [SEP]``."""
-    inner = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    inner.pre_tokenizer = WhitespaceSplit()
-    if special:
-        inner.post_processor = TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        eos_token="<eos>",
-        model_max_length=32,
-    )
-
-
-def word_ids(text: str) -> list[int]:
-    """What the tokenizer without special tokens makes of words."""
-    return [WORDS.index(word) if word in WORDS else SPECIAL.index("[UNK]") for word in text.split()]
-
-
-def _bert(**changes: Any) -> BertConfig:
-    return BertConfig(
-        **{
-            "vocab_size": VOCABULARY,
-            "hidden_size": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 24,
-            "max_position_embeddings": 40,
-            **changes,
-        }
-    )
-
-
-def _spread(model: Any, seed: int = 0) -> Any:
-    """Larger weights than the usual initialisation, so that no gradient is nearly zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def bert(labels: int = 2, seed: int = 0, **changes: Any) -> BertForSequenceClassification:
-    torch.manual_seed(seed)
-    return _spread(BertForSequenceClassification(_bert(num_labels=labels, **changes)), seed)
-
-
-def masked_lm(seed: int = 0) -> BertForMaskedLM:
-    torch.manual_seed(seed)
-    return _spread(BertForMaskedLM(_bert()), seed)
-
-
-def gpt2(seed: int = 0) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=40, bos_token_id=2, eos_token_id=5
-    )
-    return _spread(GPT2LMHeadModel(config), seed)
-
-
-def llama(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=5,
-    )
-    return _spread(LlamaForCausalLM(config), seed)
-
-
-def texts(rows: int, seed: int = 0, flipped: tuple[int, ...] = ()) -> Dataset:
-    """``text`` and ``label`` (1 where good words outnumber bad ones); the labels of ``flipped`` rows are wrong."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def pick(words: list[str]) -> str:
-        return words[int(torch.randint(len(words), (1,), generator=generator))]
-
-    data: dict[str, list[Any]] = {"text": [], "label": []}
-    for row in range(rows):
-        label = row % 2
-        length = 3 + int(torch.randint(8, (1,), generator=generator))
-        words = [pick(PLAIN) for _ in range(length)] + [pick(GOOD if label else BAD) for _ in range(2)]
-        order = torch.randperm(len(words), generator=generator).tolist()
-        data["text"].append(" ".join(words[i] for i in order))
-        data["label"].append(1 - label if row in flipped else label)
-    return Dataset.from_dict(data)
-
-
-def encoded(rows: int, seed: int = 0, flipped: tuple[int, ...] = (), ids: bool = False) -> Dataset:
-    """:func:`texts`, tokenized and without the text; with ``ids`` a string column ``row_id``."""
-    read = tokenizer()
-    data = texts(rows, seed, flipped).map(lambda row: dict(read(row["text"])), remove_columns=["text"])
-    data = data.remove_columns([name for name in data.column_names if name == "token_type_ids"])
-    return data.add_column("row_id", [f"r{i}" for i in range(rows)]) if ids else data
-
-
-def plain_texts(rows: int, seed: int = 0) -> Dataset:
-    """Token ids with labels equal to them, for language models."""
-    data = encoded(rows, seed).remove_columns(["label"])
-    return data.map(lambda row: {"labels": row["input_ids"]})
-
-
-def questions(rows: int, seed: int = 0, answers: int = 2) -> Dataset:
-    """Prompt and one-word answer, tokenized; only the answer and the end are labelled (causal LMs)."""
-    read = tokenizer(special=False)
-    data = texts(rows, seed)
-
-    def encode(row: dict[str, Any], place: int) -> dict[str, Any]:
-        prompt = read(row["text"])["input_ids"]
-        answer = [WORDS.index(ANSWERS[row["label"] if answers == 2 else place % answers]), 5]
-        return {
-            "input_ids": [2, *prompt, *answer],
-            "attention_mask": [1] * (len(prompt) + 3),
-            "labels": [-100] * (len(prompt) + 1) + answer,
-        }
-
-    return data.map(encode, with_indices=True, remove_columns=["text", "label"])
-
-
-def cloze(rows: int, seed: int = 0) -> Dataset:
-    """Text, then a [MASK] whose label is the answer word (masked LMs)."""
-    read = tokenizer(special=False)
-
-    def encode(row: dict[str, Any]) -> dict[str, Any]:
-        ids = [2, *read(row["text"])["input_ids"], 4, 3]
-        labels = [-100] * len(ids)
-        labels[-2] = WORDS.index(ANSWERS[row["label"]])
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
-
-    return texts(rows, seed).map(encode, remove_columns=["text", "label"])
-
 
 # -- plain references: one row at a time, by autograd
 
