@@ -29,6 +29,7 @@ from hfdataopt.generation import Generator, LocalGenerator
 from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.prompting.candidate import Candidate
 from hfdataopt.prompting.judges import SimulatedJudge
+from hfdataopt.prompting.white_box import WhiteBox
 from hfdataopt.statistics import mean_interval
 
 CALLS, VOTES = (60, 120, 400), (50, 150, 400)
@@ -100,6 +101,27 @@ class Remembered(Generator):
         return [[self.said[one]] for one in asked]
 
 
+class RememberedWhiteBox(WhiteBox):
+    """The follower behind soft prompts; what one has become is not computed again."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.known: dict[Any, Any] = {}
+
+    def decode(self, soft_prompts: np.ndarray, messages: Any) -> list[str]:
+        keys = [(row.tobytes(), json.dumps(messages)) for row in soft_prompts]
+        new = {key: place for place, key in enumerate(keys) if key not in self.known}
+        if new:
+            self.known.update(zip(new, super().decode(soft_prompts[list(new.values())], messages), strict=True))
+        return [self.known[key] for key in keys]
+
+    def hidden(self, soft_prompts: np.ndarray, messages: Any) -> np.ndarray:
+        key = (soft_prompts.tobytes(), json.dumps(messages), "hidden")
+        if key not in self.known:
+            self.known[key] = super().hidden(soft_prompts, messages)
+        return np.asarray(self.known[key])
+
+
 @dataclass
 class Encoder:
     """Sentence embeddings ``[texts, d]``, each computed once."""
@@ -125,6 +147,7 @@ class Bench:
 
         self.follower, self.tokenizer = world.load_follower()
         self.model = Remembered(self.local(max_new_tokens=12, temperature=0.0))
+        self.white_box = RememberedWhiteBox(self.follower, self.tokenizer)
         self.proposer = Remembered(self.local(max_new_tokens=60, temperature=1.0))
         self.encoder = Encoder(SentenceTransformer(str(get_model_path()), device="cpu"))
         self.accuracies: dict[tuple[str, str], float] = {}
@@ -162,7 +185,7 @@ class Bench:
             model=self.local(max_new_tokens=12, temperature=0.0) if "likelihood" in optimizer.needs else self.model,
             proposer=self.proposer,
             encoder=self.encoder,
-            white_box=(self.follower, self.tokenizer) if "white_box" in optimizer.needs else None,
+            white_box=self.white_box if "white_box" in optimizer.needs else None,
             args=config,
             train_dataset=world.rows(task, "train"),
             callbacks=[_Curve(curve, kind)],
