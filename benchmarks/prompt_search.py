@@ -119,6 +119,7 @@ class RememberedWhiteBox(WhiteBox):
         key = (soft_prompts.tobytes(), json.dumps(messages), "hidden")
         if key not in self.known:
             self.known[key] = super().hidden(soft_prompts, messages)
+            self.decode(soft_prompts, messages)  # most of the pool will be asked for, a few at a time
         return np.asarray(self.known[key])
 
 
@@ -147,7 +148,7 @@ class Bench:
 
         self.follower, self.tokenizer = world.load_follower()
         self.model = Remembered(self.local(max_new_tokens=12, temperature=0.0))
-        self.white_box = RememberedWhiteBox(self.follower, self.tokenizer)
+        self.white_box = RememberedWhiteBox(self.follower, self.tokenizer, batch_size=256)
         self.proposer = Remembered(self.local(max_new_tokens=60, temperature=1.0))
         self.encoder = Encoder(SentenceTransformer(str(get_model_path()), device="cpu"))
         self.accuracies: dict[tuple[str, str], float] = {}
