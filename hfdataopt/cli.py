@@ -6,6 +6,7 @@ A new verb is one line in ``VERBS`` and one module in ``hfdataopt/commands``; mo
 import importlib
 import os
 import sys
+import traceback
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
@@ -33,35 +34,50 @@ VERBS = {
     "select": ("hfdataopt.commands.select", "keep the rows of a dataset or a stream that a filter ranks best"),
 }
 
+STATUS = {
+    0: "done",
+    1: "something unexpected went wrong (plugins, check-plugin: a plugin failed)",
+    2: "a mistake in the command, the data or a file: one line on stderr says which",
+    130: "interrupted; the same command goes on where it was stopped",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status. Errors of ours are one line on stderr and status 2."""
+    """Run one verb; returns the exit status (``STATUS``). Every error is one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    if not sys.stderr.isatty():  # bars are for people
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         status = _run(argv)
         sys.stdout.flush()  # here, where a reader that has gone is expected
         return status
-    except HfDataOptError as error:
-        print(f"hfdataopt{_verb(argv)}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"hfdataopt{_verb(argv)}: interrupted; what is finished is kept, and the same command goes on from it when run again",
-            file=sys.stderr,
-        )
-        return 130
     except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
-        if os.environ.get("HFDATAOPT_TRACEBACK", "") not in ("", "0"):
-            raise
-        print(
-            f"hfdataopt{_verb(argv)}: unexpected {type(error).__name__}: {str(error) or 'no message'} "
-            "(HFDATAOPT_TRACEBACK=1 shows where; please report it)",
-            file=sys.stderr,
-        )
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        status, message = _explain(error)
+        print(f"hfdataopt{_verb(argv)}: {message}", file=sys.stderr)
+        return status
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """The exit status of an error, and what is said of it, in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; what is finished is kept, and the same command goes on from it when run again"
+    message = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if isinstance(error, HfDataOptError):
+        return 2, message
+    return 1, f"unexpected {type(error).__name__}: {message or 'no message'} (--debug shows where; please report it)"
+
+
+def _table(title: str, entries: dict[str, str]) -> str:
+    width = max(map(len, entries)) + 2
+    return "\n".join([f"{title}:", *(f"  {name:<{width}}{text}" for name, text in entries.items())])
 
 
 def _verb(argv: list[str]) -> str:
@@ -72,10 +88,13 @@ def _run(argv: list[str]) -> int:
     parser = Parser(
         prog="hfdataopt",
         description="Which training examples, and which prompts, really make a Hugging Face model better.",
-        epilog="verbs:\n" + "\n".join(f"  {verb:<10}{help_text}" for verb, (_, help_text) in VERBS.items()),
+        epilog=_table("verbs", {verb: help_text for verb, (_, help_text) in VERBS.items()})
+        + "\n\n"
+        + _table("exit status", {str(status): text for status, text in STATUS.items()}),
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also after the verb)")
     parser.add_argument("verb", nargs="?", choices=VERBS, help="what to do; 'hfdataopt VERB --help' tells more")
     arguments = parser.parse_args(argv[:1])
     if arguments.version:
@@ -90,6 +109,7 @@ def _run(argv: list[str]) -> int:
     command = importlib.import_module(module_name)
     verb_parser = Parser(prog=f"hfdataopt {arguments.verb}", description=help_text)
     command.add_arguments(verb_parser)
+    verb_parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return command.run(verb_parser, argv[1:])
 
 

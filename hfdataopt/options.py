@@ -5,7 +5,9 @@ Dataclasses do not check types, nor does ``HfArgumentParser.parse_dict``; a wron
 
 import collections.abc
 import dataclasses
+import inspect
 import math
+import re
 import types
 import typing
 from typing import Any, Literal, Union
@@ -118,4 +120,52 @@ def describe(hint: Any) -> str:
         return "None"
     if origin is collections.abc.Callable:
         return "a callable"
+    if origin in (list, tuple, dict):
+        inside = ["..." if part is Ellipsis else describe(part) for part in typing.get_args(hint)]
+        return f"{origin.__name__}[{', '.join(inside)}]"
     return getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+
+
+_ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*):\s+(?P<text>\S.*)")
+
+
+def option_help(cls: type) -> dict[str, str]:
+    """What the docstrings say of each hyperparameter: its entry under ``Args:`` in the class, or in the nearest base that
+    has one; else the field's ``metadata["help"]``. An option that nobody describes is left out."""
+    found = {f.name: f.metadata["help"] for f in dataclasses.fields(cls) if "help" in f.metadata}
+    options = option_names(cls)
+    for base in reversed(cls.__mro__):
+        found.update(_entries(vars(base).get("__doc__") or "", options))
+    return {name: found[name] for name in options if name in found}
+
+
+def _entries(docstring: str, options: list[str]) -> dict[str, str]:
+    """The entries of the sections ``Args:`` and ``Attributes:`` of a docstring by name; ``a, b: text`` is one for both.
+
+    An option whose entry stands in the line of another (``x: of it. y: the other``) has one of its own.
+    """
+    found: dict[str, str] = {}
+    names: list[str] = []
+    margin = None  # of the section's entries; None: outside
+    for line in inspect.cleandoc(docstring).splitlines():
+        indent = len(line) - len(line.lstrip())
+        if line.strip() in ("Args:", "Attributes:"):
+            margin, names = indent + 4, []
+        elif margin is not None and line.strip():
+            if indent < margin:
+                margin = None
+            elif indent == margin and (entry := _ENTRY.match(line.strip())):
+                names = entry["names"].split(", ")
+                found.update(dict.fromkeys(names, entry["text"]))
+            else:
+                found.update({name: f"{found[name]} {line.strip()}" for name in names})
+    for name, text in list(found.items()):
+        parts = re.split(r"(?<=[.;]) (?=[a-z]\w*(?:, \w+)*: )", text)
+        for part in reversed(parts[1:]):
+            more, _, rest = part.partition(": ")
+            if not set(more.split(", ")) <= set(options):
+                break
+            found[name] = parts[0].rstrip(";")
+            for other in more.split(", "):
+                found.setdefault(other, rest)
+    return found

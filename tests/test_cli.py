@@ -80,7 +80,7 @@ def test_every_verb_is_listed_and_has_a_module(call):
     assert {"demo", "plugins", "score"} <= set(cli.VERBS)
     for verb, (module, help_text) in cli.VERBS.items():
         assert any(line.split()[:1] == [verb] and help_text in line for line in out)
-        assert module == f"hfdataopt.commands.{verb}"
+        assert module == f"hfdataopt.commands.{verb.replace('-', '_')}"
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -277,7 +277,7 @@ def test_queries_that_the_scorer_needs(refused, model, files, tmp_path):
         ("scorer: knn-shapley\ntrust_remote_code: 'no'", "trust_remote_code takes bool; got 'no'"),
         ("scorer: knn-shapley\ntask: regression", "task is one of classification, causal; got 'regression'"),
         ("scorer: knn-shapley\nmodel: 3", "model takes str; got 3"),
-        ("scorer: knn-shapley\ncheckpoints: [1]", "checkpoints takes a list of strings; got [1]"),
+        ("scorer: knn-shapley\ncheckpoints: [1]", "checkpoints takes str or a list of them; got 1"),
         ("scorer: knn-shapley\nk: 1.5", "option k=1.5 is not allowed"),
         ("scorer: nothing", "no scorer is called 'nothing'"),
     ],

@@ -3,18 +3,24 @@
 import argparse
 import dataclasses
 import difflib
+import glob
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hfdataopt.errors import DataError, OptionError, first_line
-from hfdataopt.options import describe
+from hfdataopt.hub import why_not_on_hub
+from hfdataopt.options import describe, option_help
 
 if TYPE_CHECKING:
     from hfdataopt.plugins import Component
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+DATA = (
+    "a .jsonl/.json/.csv/.parquet file, several, or a pattern; a saved dataset or a folder of files; or hub id[:split]"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,29 +33,31 @@ class Parser(argparse.ArgumentParser):
         raise OptionError(f"{message} ('{self.prog} --help' lists the arguments)")
 
 
-def load_rows(spec: str, default_split: str, streaming: bool = False) -> Any:
-    """A dataset from ``PATH`` (.jsonl, .json, .csv, .parquet, or a ``save_to_disk`` folder) or a hub id, ``SPEC:SPLIT``.
+def load_rows(given: str | Sequence[str], default_split: str, streaming: bool = False) -> Any:
+    """The dataset at a path or hub id.
 
-    With ``streaming`` it is a stream.
+    Args:
+        given: a .jsonl, .json, .csv or .parquet file, a pattern such as ``"data/*.jsonl"``, or several of them of one kind, which
+            are read one after another; a ``save_to_disk`` folder or a folder of such files; or a hub id. A folder or id
+            may end in ``:SPLIT``.
+        default_split: which is taken where none is named.
+        streaming: whether it is to be a stream.
 
     Raises:
         DataError: nothing is there; the message repeats what arrived.
     """
     import datasets
 
-    path, _, split = spec.rpartition(":") if ":" in spec and not Path(spec).exists() else (spec, "", "")
-    if split and Path(path).suffix in LOADERS:
-        raise DataError(f"{spec!r}: a single file has no splits; name the file of the split {split!r} itself")
-    split = split or default_split
-    where = Path(path)
+    specs = [given] if isinstance(given, str) else list(given)
+    files = _files(specs)
     try:
-        if where.suffix in LOADERS:
-            if not where.is_file():
-                raise DataError(f"the data file {path!r} does not exist")
-            return datasets.load_dataset(
-                LOADERS[where.suffix], data_files=str(where), split="train", streaming=streaming
-            )
-        if (where / "dataset_info.json").is_file() or (where / "dataset_dict.json").is_file():
+        if files:
+            kind = LOADERS[Path(files[0]).suffix]
+            return datasets.load_dataset(kind, data_files=files, split="train", streaming=streaming)
+        path, split = _split_of(specs[0])
+        if (why := why_not_on_hub(path)) is not None:
+            raise DataError(f"the dataset {path!r} {why}")
+        if (Path(path) / "dataset_info.json").is_file() or (Path(path) / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(path)
         else:
             loaded = datasets.load_dataset(path, streaming=streaming)
@@ -57,8 +65,9 @@ def load_rows(spec: str, default_split: str, streaming: bool = False) -> Any:
         raise
     except Exception as error:
         raise DataError(
-            f"the dataset {spec!r} could not be loaded: {type(error).__name__}: {first_line(error)}"
+            f"the dataset {' '.join(specs)!r} could not be loaded: {type(error).__name__}: {first_line(error)}"
         ) from error
+    split = split or default_split
     if isinstance(loaded, datasets.DatasetDict | datasets.IterableDatasetDict):
         if split not in loaded:
             raise DataError(
@@ -68,16 +77,54 @@ def load_rows(spec: str, default_split: str, streaming: bool = False) -> Any:
     return loaded.to_iterable_dataset() if streaming and isinstance(loaded, datasets.Dataset) else loaded
 
 
+def _split_of(spec: str) -> tuple[str, str]:
+    """``PATH:SPLIT`` in its parts; the split is empty where none is named."""
+    if ":" not in spec or Path(spec).exists():
+        return spec, ""
+    path, _, split = spec.rpartition(":")
+    return path, split
+
+
+def _files(specs: Sequence[str]) -> list[str]:
+    """The data files that are named, all of one kind; none where a single folder or hub id is."""
+    found: list[str] = []
+    for spec in specs:
+        path, split = _split_of(spec)
+        pattern = glob.has_magic(path) and not Path(path).exists()
+        if not pattern and Path(path).suffix not in LOADERS:
+            if len(specs) > 1:
+                raise DataError(
+                    f"{spec!r} is not a data file ({', '.join(LOADERS)}); a saved dataset or a hub id is given alone"
+                )
+            return []
+        if split:
+            raise DataError(f"{spec!r}: a file has no splits; name the file of the split {split!r} itself")
+        matching = sorted(glob.glob(path, recursive=True)) if pattern else [path]
+        if not matching:
+            raise DataError(f"no file matches the pattern {path!r}")
+        for file in matching:
+            if not Path(file).is_file():
+                raise DataError(f"the data file {file!r} does not exist")
+        found += matching
+    kinds = {LOADERS.get(Path(file).suffix) for file in found}
+    if None in kinds or len(kinds) > 1:
+        raise DataError(
+            f"the data files {', '.join(found[:3])}{' ...' * (len(found) > 3)} must all be of one kind of: {', '.join(LOADERS)}"
+        )
+    return found
+
+
 def load_pretrained(auto: Any, where: str, **options: Any) -> Any:
     """``auto.from_pretrained(where)``; whatever goes wrong is one error that names the folder or hub id."""
-    if where.startswith((".", "/", "~")) and not Path(where).expanduser().exists():
-        raise DataError(f"the model folder {where!r} does not exist")
+    if (why := why_not_on_hub(where)) is not None:
+        raise DataError(f"the model folder {where!r} {why}")
     try:
         return auto.from_pretrained(where, **options)
     except Exception as error:  # a missing folder, a broken file, no network: anything, from several libraries
         what = auto.__name__.removeprefix("Auto")
+        place = f"the folder {where!r}" if Path(where).exists() else f"{where!r} (no such folder here, so a hub id)"
         raise DataError(
-            f"no {what} could be loaded from {where!r}: {type(error).__name__}: {first_line(error)}"
+            f"no {what} could be loaded from {place}: {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -147,26 +194,58 @@ def add_component_options(
     """
     group = parser.add_argument_group(f"options of {component.kind} {component.name}")
     names = {action.dest for action in parser._actions}.union(taken)
+    hints, texts = typing.get_type_hints(component.cls), option_help(component.cls)
     for field in dataclasses.fields(component.cls):
         if field.init and field.name not in leave_out:
-            default = "required" if field.default is dataclasses.MISSING else f"default: {field.default}"
-            if field.default_factory is not dataclasses.MISSING:
-                default = f"default: {field.default_factory()}"
-            hint = field.type if isinstance(field.type, str) else describe(field.type)
             group.add_argument(
                 f"--{OWN if field.name in names else ''}{field.name}",
                 dest=f"{OWN}{field.name}",
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
                 type=_yaml,
-                help=f"{hint} ({default})".replace("%", "%%"),
+                help=_help_of(field, hints[field.name], texts.get(field.name, "")).replace("%", "%%"),
             )
+
+
+def _help_of(field: Any, hint: Any, text: str) -> str:
+    """What an option is, what it takes and what it is by default."""
+    if field.default_factory is not dataclasses.MISSING:
+        default = f"default: {field.default_factory()}"
+    else:
+        default = "required" if field.default is dataclasses.MISSING else f"default: {field.default}"
+    text = re.sub(r":(?:class|func|mod|meth):`~?([^`]+)`", r"\1", text).replace("``", "").rstrip(".")
+    kind = "" if hint is Any else describe(hint)
+    return f"{text} [{'; '.join(filter(None, (kind, default)))}]".strip()
 
 
 def component_options(component: "Component", arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of the component that were given."""
     given = vars(arguments)
     return {name: given[OWN + name] for name in component.options if OWN + name in given}
+
+
+def add_config(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """The argument ``--config``, which :func:`parse` and :func:`apply_config_file` read."""
+    parser.add_argument("--config", help=f"YAML file of these arguments{more}; the command line wins")
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="say what would be computed, and about what it costs; write nothing",
+    )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Any:
+    """The arguments of a verb without a component, with what the file of its ``--config`` gives."""
+    early = Parser(prog=parser.prog, add_help=False)
+    early.add_argument("--config")
+    config = early.parse_known_args(argv)[0].config
+    if config is not None and not {"-h", "--help"} & set(argv):
+        apply_config_file(parser, config)
+    return parser.parse_args(argv)
 
 
 def named_component(parser: argparse.ArgumentParser, argv: Sequence[str], kind: str) -> "tuple[Component, str | None]":
@@ -238,7 +317,7 @@ def apply_config_file(parser: argparse.ArgumentParser, path: str) -> None:
         flag.removeprefix("--"): action
         for action in parser._actions
         for flag in action.option_strings
-        if flag.startswith("--") and flag not in ("--help", "--config")
+        if flag.startswith("--") and flag not in ("--help", "--config", "--debug")
     }
     for name, value in read_config(path).items():
         if name not in known:
@@ -257,18 +336,20 @@ def _checked(action: argparse.Action, value: Any, who: str) -> Any:
     if action.dest.startswith(OWN):
         return _number(value)
     if action.nargs == "+":
-        value = value if isinstance(value, list) else [value]
-        kinds: Any = list
-        if not value or not all(isinstance(item, str) for item in value):
-            raise OptionError(f"{who} takes a list of strings; got {value!r}")
-    elif action.nargs == 0:
-        kinds = bool
+        return [_one(action, item, who) for item in (value if isinstance(value, list) and value else [value])]
+    return _one(action, value, who)
+
+
+def _one(action: argparse.Action, value: Any, who: str) -> Any:
+    if action.nargs == 0:
+        kinds: Any = bool
     else:
         kinds = action.type if isinstance(action.type, type) else str
     if kinds is float and type(value) is int:
         return float(value)
     if type(value) is not kinds:
-        raise OptionError(f"{who} takes {kinds.__name__}; got {value!r}")
+        several = " or a list of them" if action.nargs == "+" else ""
+        raise OptionError(f"{who} takes {kinds.__name__}{several}; got {value!r}")
     if action.choices is not None and value not in action.choices:
         raise OptionError(f"{who} is one of {', '.join(map(str, action.choices))}; got {value!r}")
     return value

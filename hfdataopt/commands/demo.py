@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from hfdataopt.attribution.rows import with_row_ids
-from hfdataopt.commands.arguments import encode_labels, label_names, load_pretrained, load_rows, rename_columns
+from hfdataopt.commands.arguments import (
+    DATA,
+    add_config,
+    encode_labels,
+    label_names,
+    load_pretrained,
+    load_rows,
+    parse,
+    rename_columns,
+)
 from hfdataopt.console import quiet
 from hfdataopt.errors import DataError, MissingDependencyError, OptionError, StoreError
 
@@ -27,12 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="encoder folder or hub id (default: the small encoder that ships with hfdataopt)"
     )
-    parser.add_argument(
-        "--dataset", help="training data: .jsonl/.csv/.parquet, a saved dataset, or hub id (default: embedded)"
-    )
+    add_config(parser)
+    parser.add_argument("--dataset", nargs="+", help=f"training data (default: embedded): {DATA}")
     parser.add_argument("--text", help="text column of --dataset (default: text)")
     parser.add_argument("--label", help="label column of --dataset (default: label)")
-    parser.add_argument("--queries", help="clean validation data (default: the validation or test split of --dataset)")
+    parser.add_argument(
+        "--queries", nargs="+", help="clean validation data (default: the validation or test split of --dataset)"
+    )
     parser.add_argument(
         "--flip", type=float, help=f"share of labels to flip first (default: {FLIPPED} embedded, 0 for --dataset)"
     )
@@ -65,7 +75,7 @@ class Task:
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Run the demo and print its report."""
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     started = time.monotonic()
     _check(arguments)
     import datasets
@@ -207,7 +217,7 @@ def _other_splits(arguments: argparse.Namespace, pool: Any) -> tuple[Any, Any]:
                 if spec == arguments.queries:
                     raise
                 continue
-            single_file = Path(spec).is_file()
+            single_file = len(spec) > 1 or Path(spec[0]).is_file()
             if {"text", "label"} <= set(dataset.column_names) and not (single_file and spec == arguments.dataset):
                 found.append(dataset)
         if found and spec == arguments.queries:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hfdataopt.commands.arguments import encode_labels, label_names, load_rows, rename_columns
+from hfdataopt.commands.arguments import DATA, add_config, encode_labels, label_names, load_rows, parse, rename_columns
 from hfdataopt.errors import DataError, OptionError, StoreError
 
 
@@ -13,9 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scores", required=True, nargs="+", help="folders of scores, as `hfdataopt score` writes them"
     )
-    parser.add_argument(
-        "--pool", required=True, help="the rows that were scored: .jsonl/.csv/.parquet, a saved dataset, or hub id"
-    )
+    parser.add_argument("--pool", required=True, nargs="+", help=f"the rows that were scored: {DATA}")
+    add_config(parser)
     parser.add_argument("--text", help="text column (default: text)")
     parser.add_argument("--label", help="label column (default: label)")
     parser.add_argument("--output_dir", required=True, help="where results are written; a killed run resumes here")
@@ -29,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     train = parser.add_argument_group("training again")
     train.add_argument("--model", help="folder or hub id of the weights that every training starts from")
-    train.add_argument("--queries", help="the validation data that the scores were made with")
-    train.add_argument("--test", help="a third split, seen by neither scores nor training")
+    train.add_argument("--queries", nargs="+", help="the validation data that the scores were made with")
+    train.add_argument("--test", nargs="+", help="a third split, seen by neither scores nor training")
     train.add_argument("--subsets", type=int, default=64, help="models of the linear datamodeling score")
     train.add_argument("--fraction", type=float, default=0.5, help="of the pool, that each of them is trained on")
     train.add_argument(
@@ -54,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Measure, print a table, and write it with its JSON."""
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     _check(arguments)
     from hfdataopt.attribution.reader import write_json
     from hfdataopt.files import write_whole

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hfdataopt.commands.arguments import (
+    DATA,
     Parser,
     add_component_options,
+    add_config,
     component_options,
     load_rows,
     named_component,
@@ -26,10 +28,8 @@ class OptimizeArguments:
 
     optimizer: str = field(metadata={"help": "Name of an optimizer; 'hfdataopt plugins' lists them."})
     model: str = field(metadata={"help": "The scored model: folder or hub id; with --base_url a name at that server."})
-    dataset: str = field(
-        metadata={"help": "Rows with 'prompt': .jsonl/.csv/.parquet, a saved dataset, or hub id[:split]."}
-    )
-    eval_dataset: str | None = field(default=None, metadata={"help": "Fresh rows for the leaders, likewise."})
+    dataset: list[str] = field(metadata={"help": f"Rows with 'prompt': {DATA}."})
+    eval_dataset: list[str] | None = field(default=None, metadata={"help": "Fresh rows for the leaders, likewise."})
     prompt_column: str | None = field(default=None, metadata={"help": "The column that holds the prompt."})
     reward_funcs: list[str] | None = field(
         default=None,
@@ -54,7 +54,7 @@ class OptimizeArguments:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", required=True, help="name of an optimizer; --optimizer NAME --help: its options")
-    parser.add_argument("--config", help="YAML file of these arguments; the command line wins")
+    add_config(parser)
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -158,7 +158,7 @@ def _search(arguments: OptimizeArguments, config: Any, optimizer: Any) -> int:
     return 0
 
 
-def _rows(spec: str, prompt_column: str | None) -> Any:
+def _rows(spec: list[str], prompt_column: str | None) -> Any:
     dataset = load_rows(spec, "train")
     if prompt_column is None or prompt_column == "prompt":
         return dataset

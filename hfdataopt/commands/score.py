@@ -5,7 +5,9 @@ import functools
 from typing import Any
 
 from hfdataopt.commands.arguments import (
+    DATA,
     add_component_options,
+    add_config,
     apply_config_file,
     component_options,
     encode_labels,
@@ -21,13 +23,11 @@ from hfdataopt.errors import DataError, OptionError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scorer", required=True, help="name of a scorer; 'hfdataopt plugins' lists them")
-    parser.add_argument("--config", help="YAML file of these arguments and the scorer's options; the command line wins")
+    add_config(parser, " and the scorer's options")
     parser.add_argument("--model", help="model folder or hub id; default: the last of --checkpoints")
     parser.add_argument("--checkpoints", nargs="+", help="checkpoint folders to score at, as the Trainer writes them")
-    parser.add_argument(
-        "--pool", required=True, help="training data: .jsonl/.csv/.parquet, a saved dataset, or hub id[:split]"
-    )
-    parser.add_argument("--queries", help="validation data, likewise")
+    parser.add_argument("--pool", required=True, nargs="+", help=f"training data: {DATA}")
+    parser.add_argument("--queries", nargs="+", help="validation data, likewise")
     parser.add_argument("--text", help="text column (default: text)")
     parser.add_argument("--label", help="label column (default: label)")
     parser.add_argument("--task", choices=("classification", "causal"), help="default: by the model's architecture")

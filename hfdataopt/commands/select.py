@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hfdataopt.commands.arguments import (
+    DATA,
     add_component_options,
+    add_config,
     apply_config_file,
     component_options,
     load_rows,
@@ -34,11 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="name of a filter; 'hfdataopt plugins' lists them, and --filter NAME --help its options",
     )
-    parser.add_argument("--config", help="YAML file of these arguments and the filter's options; the command line wins")
-    parser.add_argument(
-        "--dataset", required=True, help="training data: .jsonl/.csv/.parquet, a saved dataset, or hub id[:split]"
-    )
-    parser.add_argument("--target", help="validation data to compare with, likewise")
+    add_config(parser, " and the filter's options")
+    parser.add_argument("--dataset", required=True, nargs="+", help=f"training data: {DATA}")
+    parser.add_argument("--target", nargs="+", help="validation data to compare with, likewise")
     parser.add_argument(
         "--output", required=True, help="where the rows go: .jsonl, .csv, .parquet, or a folder for save_to_disk"
     )
@@ -155,8 +155,8 @@ def _check_output(arguments: argparse.Namespace) -> None:
             f"--output {where}: the name must end in {', '.join(filter(None, SUFFIXES))}, or have no ending, for a folder"
         )
     for name in ("dataset", "target"):
-        given = getattr(arguments, name)
-        if given and Path(given).exists() and where.exists() and where.samefile(given):
+        inputs = [Path(given) for given in getattr(arguments, name) or [] if Path(given).exists()]
+        if where.exists() and any(where.samefile(given) for given in inputs):
             raise OptionError(f"--output {where}: is the --{name} itself; write to another place")
     if where.exists() and not arguments.overwrite:
         raise OptionError(f"--output {where}: is there already; pass --overwrite to replace it")

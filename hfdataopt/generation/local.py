@@ -30,6 +30,7 @@ from hfdataopt.generation.generator import (
 from hfdataopt.generation.prompts import prompt_ids, tokenizer_of
 from hfdataopt.gradients import MemoryLimit, name_rows, unpeft
 from hfdataopt.gradients.blocks import unwrap
+from hfdataopt.hub import why_not_on_hub
 from hfdataopt.options import check_options, check_range
 
 WHO = "generation"
@@ -312,6 +313,8 @@ def _load(where: str, kind: str, **options: Any) -> Any:
     """What transformers' class ``kind`` finds at a hub id or in a folder."""
     import transformers
 
+    if (why := why_not_on_hub(where)) is not None:
+        raise OptionError(f"{WHO}: the model folder {where!r} {why}")
     try:
         return getattr(transformers, kind).from_pretrained(where, **options)
     except (OSError, ValueError) as error:

@@ -23,6 +23,7 @@ from hfdataopt.rewards import background
 from hfdataopt.rewards.reward_model import Formatting, RewardModel
 
 _IMPORTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")  # as Python names a function
 _RESERVED = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
 _OF_THE_ROW = ("prompt", "completion", "completion_ids")  # columns that TRL does not hand on
 
@@ -98,6 +99,12 @@ class RewardFunctions:
         for function, tokenizer, form in zip(given, tokenizers, formatting, strict=True):
             if isinstance(function, str) and _IMPORTED.fullmatch(function):
                 function = _import(function, who)
+            elif isinstance(function, str) and _DOTTED.fullmatch(function) and not os.path.exists(function):
+                module, _, attribute = function.rpartition(".")
+                raise OptionError(
+                    f"{who}: the reward {function!r} is no folder and cannot be the id of a model; a function is named "
+                    f"'module:function', such as {module + ':' + attribute!r}"
+                )
             if isinstance(function, str | os.PathLike | torch.nn.Module):
                 self._functions.append(RewardModel(function, tokenizer, form, batch_size, who))
                 continue

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import DataError, OptionError, first_line
 from hfdataopt.gradients.batches import RowId, name_rows
+from hfdataopt.hub import why_not_on_hub
 from hfdataopt.rewards.texts import is_messages
 
 Formatting = Callable[[Any, Any], str | tuple[str, str]]
@@ -118,12 +119,14 @@ class RewardModel:
     def _pretrained(self, path: str) -> Any:
         from transformers import AutoModelForSequenceClassification
 
+        if (why := why_not_on_hub(path)) is not None:
+            raise OptionError(f"{self.who}: the folder {path!r} {why}")
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, num_labels=1, output_loading_info=True
             )
         except Exception as error:
-            raise OptionError(f"{self.who} cannot be loaded: {type(error).__name__}: {error}") from error
+            raise OptionError(f"{self.who} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
         if report["missing_keys"]:
             raise OptionError(
                 f"{self.who}: {path} lacks the weights {', '.join(sorted(report['missing_keys']))}; it is not a trained "

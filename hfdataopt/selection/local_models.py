@@ -27,6 +27,7 @@ from hfdataopt.attribution.quiet import untouched
 from hfdataopt.console import say
 from hfdataopt.errors import MissingDependencyError, OptionError, first_line
 from hfdataopt.gradients import weights_hash
+from hfdataopt.hub import why_not_on_hub
 
 Kind = Literal["encoder", "sentence-transformer", "causal-lm"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -212,6 +213,8 @@ def _is_sentence_transformer(model: Any) -> bool:
 def _load(
     name: str, kind: Kind, processing_class: Any, device: str | None, dtype: Dtype | None, who: str
 ) -> LocalModel:
+    if (why := why_not_on_hub(name)) is not None:
+        raise OptionError(f"{who}: the folder model={name!r} {why}")
     place = device or ("cuda" if torch.cuda.is_available() and not _in_fork_of_gpu_process() else "cpu")
     precision = getattr(torch, dtype or "float32")
     try:

@@ -23,6 +23,7 @@ class CvConfidence(Scorer):
         folds: of the cross-validation, drawn by (seed, row id).
         inverse_penalty: of the logistic regression on unit vectors, scikit-learn's ``C``.
         pooling: how hidden states become one vector.
+        seed: of the folds.
     """
 
     name: ClassVar[str] = "cv-confidence"

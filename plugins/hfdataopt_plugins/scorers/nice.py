@@ -56,7 +56,8 @@ class PolicyOptions:
     """What makes the policy gradients of the queries.
 
     Args:
-        reward_funcs: what ``GRPOTrainer(reward_funcs=...)`` takes: a reward function, a reward model or its id, or a list.
+        reward_funcs: what ``GRPOTrainer(reward_funcs=...)`` takes: a reward function (or its name, ``"module:function"``), a
+            reward model or its id, or a list.
         reward_weights: a weight per function; 1 each by default.
         reward_processing_classes, reward_formatting_funcs: for reward models; see
             :class:`hfdataopt.rewards.RewardFunctions`.
@@ -66,6 +67,7 @@ class PolicyOptions:
         baseline: ``leave-one-out`` subtracts the mean reward of the query's other completions, ``none`` nothing.
         keep: which completions count: ``all``; ``rejection`` those with a reward above 0; ``hard-rejection`` those at least as
             good as the reference answer in column ``completion``; ``top-k`` the ``keep_best`` best of each query.
+        keep_best: of ``keep="top-k"``: completions per query.
         eos: whether the end token, where it was generated, is part of the completion.
         generation_batch_size: sequences that are sampled together; None takes four times the batch size of the gradients.
     """
@@ -114,7 +116,9 @@ class PolicyOptions:
 
     def check_prompts(self, view: View) -> None:
         """Raise before training where the rewards, a prompt or the generator cannot work."""
-        self.reward_functions(view).load()
+        functions = self.reward_functions(view)
+        functions.check_columns(query_columns(view), completion_ids=True)
+        functions.load()
         ids: list[Any] = list(view.rows("queries").ids)
         for prompt, row in zip(query_prompts(view), ids, strict=True):
             prompt_ids(prompt, view.processing_class, self.name, row)

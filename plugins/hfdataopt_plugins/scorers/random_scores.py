@@ -15,7 +15,11 @@ from hfdataopt.options import check_range
 
 @dataclass
 class Random(Scorer):
-    """Uniform draws from [0, 1)."""
+    """Uniform draws from [0, 1).
+
+    Args:
+        seed: of the draws.
+    """
 
     name: ClassVar[str] = "random"
     meaning: ClassVar[Any] = "chance"
