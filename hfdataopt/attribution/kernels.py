@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from hfdataopt.attribution.probe import fit_linear_probe
+from hfdataopt.attribution.rows import shuffled
 from hfdataopt.attribution.scorer import GradientScorer
 from hfdataopt.attribution.task import (
     ClassLabels,
@@ -51,7 +52,7 @@ class TaskKernel:
         cross: ``[m, t]`` or ``[c, m, t]``; None without queries.
         query_diagonal: ``[t]`` or ``[c, t]``, each query's kernel with itself; None without queries.
         labels, query_labels: class indices ``[m]`` and ``[t]``.
-        rows: positions ``[m]`` of these rows in the pool.
+        rows: positions ``[m]`` of these rows in the pool, in an order that is a function of their ids.
     """
 
     kernel: torch.Tensor
@@ -166,7 +167,8 @@ class KernelScorer(GradientScorer):
         for piece in kernels.values():
             good = torch.isfinite(piece.pool.diagonal(dim1=-2, dim2=-1))
             finite = finite & (good if good.ndim == 1 else good.all(0))
-        rows = torch.nonzero(finite).flatten()
+        # In an order of the ids, so that permutations drawn over these rows do not depend on the order of the pool.
+        rows = torch.tensor([row for row in shuffled(view.pool.ids, 0) if finite[row]], dtype=torch.long)
         kept = {name: piece.keep(rows) for name, piece in kernels.items()}
         scale = {name: piece.unit_scale() for name, piece in kept.items()}
         view.facts["kernel_scale"] = scale

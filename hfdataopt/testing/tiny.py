@@ -1,5 +1,6 @@
 """Tiny random models, a word tokenizer and planted data: offline, and built in milliseconds. Needs torch."""
 
+import functools
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from hfdataopt.attribution.rows import pad_batch
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<eos>"]
 GOOD = ["fine", "great", "superb", "lovely"]
@@ -208,3 +211,72 @@ def prompts(rows: int, seed: int = 0, *, ids: bool = True) -> Dataset:
 def good_words(completion_ids: Any, **_: Any) -> list[float]:
     """Good words less bad ones, with a zero that is not in the middle."""
     return [float(0.5 + sum((t in GOOD_IDS) - (t in BAD_IDS) for t in ids)) for ids in completion_ids]
+
+
+@functools.cache
+def trained(seed: int = 0) -> BertForSequenceClassification:
+    """A classifier that has learnt :func:`texts`; shared, so take a copy."""
+    model = bert(seed=seed).eval()
+    batch = pad_batch(list(encoded(64, seed=11)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(25):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return model
+
+
+def rows(count: int = 30, seed: int = 0, flipped: tuple[int, ...] = (), topic: int | None = None) -> Dataset:
+    """What filters read, one column for each kind of them. Every other row is about good things, which ``label`` says.
+
+    Columns: ``text``; ``prompt``, ``completion``, ``chosen``, ``rejected``; ``label`` (wrong in ``flipped`` rows); ``number``,
+    ``chosen_number``, ``rejected_number``; ``vector``, ``rejected_vector`` (4 floats, the first by topic); ``rewards`` (4 successes
+    or failures); ``completions`` (3 texts) with ``completion_rewards``; ``row_id``. ``topic``: only rows of that label.
+    """
+    data = texts(2 * count if topic is not None else count, seed, flipped)
+    if topic is not None:
+        data = data.filter(lambda row: row["label"] == topic)
+    draws = torch.Generator().manual_seed(seed + 1)
+    columns: dict[str, list[Any]] = {name: [] for name in ROWS}
+    for place, (text, label) in enumerate(zip(data["text"], data["label"], strict=True)):
+        words, about = text.split(), label if place not in flipped else 1 - label
+        vector = torch.randn(8, generator=draws)
+        vector[0] = vector[0] * 0.2 + (2.0 if about else -2.0)
+        halves = " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
+        answers = [f" {word} {halves[1]}" for word in (*(GOOD if about else BAD)[:2], PLAIN[place % len(PLAIN)])]
+        for name, value in {
+            "row_id": f"row {place}",
+            "text": text,
+            "prompt": halves[0],
+            "completion": " " + halves[1],
+            "chosen": " " + halves[1],
+            "rejected": f" {words[place % len(words)]} {ANSWERS[place % 3]}",
+            "label": label,
+            "number": float(vector[1]),
+            "chosen_number": float(vector[2]) + 1,
+            "rejected_number": float(vector[3]),
+            "vector": vector[:4].tolist(),
+            "rejected_vector": vector[4:].tolist(),
+            "rewards": (torch.rand(4, generator=draws) < (place + 1) / (count + 2)).double().tolist(),
+            "completions": answers,
+            "completion_rewards": torch.rand(3, generator=draws).tolist(),
+        }.items():
+            columns[name].append(value)
+    return Dataset.from_dict(columns)
+
+
+ROWS = (
+    *(
+        "row_id",
+        "text",
+        "prompt",
+        "completion",
+        "chosen",
+        "rejected",
+        "label",
+        "number",
+        "chosen_number",
+        "rejected_number",
+    ),
+    *("vector", "rejected_vector", "rewards", "completions", "completion_rewards"),
+)

@@ -9,6 +9,7 @@ import torch
 from hfdataopt import attribute, get_scorer
 from hfdataopt.attribution.kernels import KernelScorer
 from hfdataopt.attribution.probe import fit_linear_probe
+from hfdataopt.attribution.rows import shuffled
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients import find_blocks
 from hfdataopt.shapley import loo_ridge, prefix_predictions_reference, shapley_values
@@ -74,10 +75,12 @@ def test_freeshap_equals_the_engine_on_the_hand_built_kernel(task: Any, pool: An
     model, kernel, cross, labels, asked = task
     options: dict[str, Any] = {"permutations": 30, "seed": 1, "ridge": 0.1, "utility": "margin"}
     scores = attribute(model, pool, queries, "freeshap", per_query=True, **options, **EXACT)
-    expected = shapley_values(kernel, cross, labels, asked, per_query=True, **options)
-    np.testing.assert_allclose(scores.values, expected.values, atol=2e-4)
-    np.testing.assert_allclose(scores.matrix, expected.matrix, atol=1e-3)
-    np.testing.assert_allclose(scores.standard_errors, expected.standard_errors, atol=1e-3)
+    order = shuffled(range(15), 0)  # permutations are drawn over rows in an order of their ids
+    targets = [labels[row] for row in order]
+    expected = shapley_values(kernel[order][:, order], cross[order], targets, asked, per_query=True, **options)
+    np.testing.assert_allclose(scores.values[order], expected.values, atol=2e-4)
+    np.testing.assert_allclose(scores.matrix[order], expected.matrix, atol=1e-3)
+    np.testing.assert_allclose(scores.standard_errors[order], expected.standard_errors, atol=1e-3)
 
 
 def test_freeshap_adds_up(task: Any, pool: Any, queries: Any) -> None:
@@ -119,7 +122,7 @@ def test_label_consistency_out_of_bag(task: Any, pool: Any) -> None:
     total, count = np.zeros(15), np.zeros(15)
     targets = torch.nn.functional.one_hot(torch.tensor(labels), 2).double()
     for index in range(4):
-        order = permutation(15, 5, index).tolist()
+        order = [shuffled(range(15), 0)[place] for place in permutation(15, 5, index)]
         predicted = prefix_predictions_reference(kernel, kernel, targets, order, ridge=0.1)
         for place, row in enumerate(order):
             total[row] += margin(predicted[:place, row], labels[row]).sum()

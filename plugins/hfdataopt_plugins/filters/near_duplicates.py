@@ -1,5 +1,6 @@
 """Near-duplicates by MinHash and locality-sensitive hashing (Broder 1997), each verified by its exact Jaccard similarity."""
 
+import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,7 +95,9 @@ class NearDuplicates(WholeFilter):
             from datasketch import MinHash, MinHashLSH
         except ImportError as error:
             raise MissingDependencyError(f"{self.name}: needs datasketch; pip install 'hfdataopt[filters]'") from error
+        state = random.getstate()  # it draws a name for itself from the global state (datasketch 2.0)
         hashing = MinHashLSH(self.similarity, self.permutations, weights=MISSES)
+        random.setstate(state)
         count, width = hashing.b, hashing.r
         empty = MinHash(self.permutations, self.seed, hashfunc=int)
         bands: list[np.ndarray] = []

@@ -1,0 +1,11 @@
+"""."""
+
+from hfdataopt.testing.kit import Case
+
+
+class FilterCase(Case):
+    data = ()
+
+
+class OptimizerCase(Case):
+    data = ()
