@@ -70,6 +70,9 @@ class Remembered(Generator):
 
     inner: LocalGenerator
     said: dict[Any, Any] = field(default_factory=dict, repr=False)
+    items: Sequence[str] = field(
+        default=(), repr=False
+    )  # a prompt that ends with one is answered for all of them at once
 
     @property
     def max_new_tokens(self) -> int:  # type: ignore[override]
@@ -88,12 +91,15 @@ class Remembered(Generator):
         asked = [
             (json.dumps(prompt), *((key, seed) if drawn else ())) for prompt, key in zip(prompts, keys, strict=True)
         ]
-        new = {one: place for place, one in enumerate(asked) if one not in self.said}
+        new: dict[Any, tuple[Any, Any]] = {}
+        for one, prompt, key in zip(asked, prompts, keys, strict=True):
+            if one not in self.said and one not in new:
+                item = next((item for item in self.items if prompt.endswith(item)), None)
+                others = [prompt.removesuffix(item) + other for other in self.items] if item else []
+                new |= {(json.dumps(other),): (other, other) for other in others} or {one: (prompt, key)}
         if new:
-            places = list(new.values())
-            made = self.inner.generate(
-                [prompts[place] for place in places], 1, keys=[keys[place] for place in places], seed=seed
-            )
+            texts, names = zip(*new.values(), strict=True)
+            made = self.inner.generate(texts, 1, keys=names, seed=seed)
             self.said.update(zip(new, (found for (found,) in made), strict=True))
         for index, one in enumerate(asked):
             if admit is None or admit(index, 0):
@@ -177,9 +183,11 @@ class Bench:
         common = {"seed": seed, "leaders": 0, "logging_steps": 0, "max_new_tokens": 12, "proposer_max_new_tokens": 60}
         if kind == "calls":
             config = PromptConfig(max_calls=budget, items=ITEMS.get(budget, 10), **common)
+            self.model.items = ()
             goal: dict[str, Any] = {"reward_funcs": world.exact_match}
         else:
             config = PromptConfig(max_judge_calls=budget, items=VOTE_ITEMS, **common)
+            self.model.items = world.rows(task, "train")["prompt"][:]
             goal = {"judge": SimulatedJudge(world.exact_match, scale=SCALE, seed=seed)}
         trainer = PromptTrainer(
             optimizer,
