@@ -30,6 +30,10 @@ VERBS = {
         "hfdataopt.commands.plugins",
         "list every installed component, its plugin and options, and what failed to load",
     ),
+    "report": (
+        "hfdataopt.commands.report",
+        "write one HTML file about what was scored, selected, tested and searched",
+    ),
     "score": ("hfdataopt.commands.score", "score a dataset with a model or with saved checkpoints"),
     "select": ("hfdataopt.commands.select", "keep the rows of a dataset or a stream that a filter ranks best"),
 }

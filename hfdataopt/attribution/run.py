@@ -39,6 +39,7 @@ from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.files import write_whole
 from hfdataopt.gradients import MemoryLimit, weights_hash
 from hfdataopt.plugins import host
+from hfdataopt.versions import installed
 
 Aggregate = Literal["mean", "max"]
 EXPLAIN_TOKENS = 20_000_000  # input_ids kept beside the scores for `explain`, at most (80 MB)
@@ -343,6 +344,7 @@ class ScoringRun:
                 "sample": sample_hashes(self.pool.source, self.pool.ids),
                 "query_ids": None if self.queries is None else self.queries.ids,
                 "moments": [{**dataclasses.asdict(m), "weights": w, **r.metadata} for m, w, r in results],
+                "versions": installed(),
             },
             pool_tokens=_tokens(self.pool),
             query_tokens=_tokens(self.queries) if self.queries is not None else None,

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hfdataopt.errors import OptionError
+from hfdataopt.errors import DataError, MissingDependencyError, OptionError
 from hfdataopt.files import write_whole
 from hfdataopt.prompting.candidate import Candidate, Trial, Vote
+from hfdataopt.versions import installed
 
 FILE = "result.json"
 
@@ -54,8 +57,9 @@ class PromptResult:
         win_rate: with a judge, share of fresh items on which the best beat the first of ``start`` (or no prompt), and its 95 %
             interval: Wilson's, with ties (0.5) Student's t cut to [0, 1].
         trials, votes: everything that was tried, in order.
-        history: per step ``step, calls, judge_calls, score, best_score``.
+        history: per step ``step, calls, judge_calls, tokens, score, best_score``.
         spent: calls, tokens, money; ``uncertain`` requests of killed runs were sent twice.
+        prices: per million prompt and completion tokens, by role, as in ``PromptConfig``.
     """
 
     best: Candidate
@@ -68,6 +72,7 @@ class PromptResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     spent: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    prices: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def prompt(self) -> Candidate:
@@ -116,7 +121,9 @@ class PromptResult:
             ],
             "history": self.history,
             "spent": self.spent,
+            "prices": {role: list(pair) for role, pair in self.prices.items()},
             "seconds": round(self.seconds, 3),
+            "versions": installed(),
         }
 
     def save(self, folder: Path) -> Path:
@@ -124,6 +131,15 @@ class PromptResult:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / FILE, json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode())
         return folder / FILE
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """The best score so far by calls of the model, or of a search by votes the share of its votes that the best won; saved
+        to ``path`` if given.
+
+        Raises:
+            DataError: there is nothing to draw.
+        """
+        return plot_search(self.to_json(), path)
 
     def __str__(self) -> str:
         lines = [
@@ -142,6 +158,61 @@ class PromptResult:
             rate, low, high, count = self.win_rate
             lines.append(f"  beats the prompt of before on {rate:.0%} of {count} fresh items ({low:.0%} to {high:.0%})")
         return "\n".join(lines)
+
+
+def votes_won(result: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    """Of a document as :meth:`PromptResult.to_json` makes it: after how many votes, and which share of the votes on the best
+    so far it won. A tie is half a win."""
+    same = ("instruction", "exemplars", "item", "completion")
+    at, shares, wins = [], [], 0.0
+    for number, vote in enumerate(result.get("votes") or (), 1):
+        sides = [all(vote[side].get(name) == result["best"].get(name) for name in same) for side in ("first", "second")]
+        if vote["outcome"] in ("preferred", "tie") and sides[0] != sides[1]:
+            wins += 0.5 if vote["outcome"] == "tie" else float(sides[vote["winner"]])
+            at.append(number)
+            shares.append(wins / len(at))
+    return at, shares
+
+
+def plot_search(result: Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> Any:
+    """The trajectory of a document as :meth:`PromptResult.to_json` makes it, saved to ``path`` if given."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("PromptResult.plot needs matplotlib: pip install 'hfdataopt[plot]'") from error
+    steps = [entry for entry in result["history"] if entry.get("best_score") is not None]
+    at, shares = ([], []) if steps else votes_won(result)
+    if not steps and not at:
+        raise DataError(
+            "PromptResult.plot: the search has neither a score nor a vote on its best, so there is nothing to draw"
+        )
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    if steps:
+        told = [entry for entry in steps if entry.get("score") is not None]
+        axes.plot(
+            [e["calls"] for e in told], [e["score"] for e in told], ".", color="tab:orange", label="best of a round"
+        )
+        axes.step([e["calls"] for e in steps], [e["best_score"] for e in steps], where="post", label="best so far")
+        fresh = result["leaders"][0] if result["leaders"] else {}
+        if fresh.get("fresh") is not None:
+            low, high = fresh["interval"]
+            errors = None if low is None else [[fresh["fresh"] - low], [high - fresh["fresh"]]]
+            end = [max(result["spent"].get("calls", 0), steps[-1]["calls"])]
+            axes.errorbar(
+                end, [fresh["fresh"]], yerr=errors, fmt="D", color="tab:green", label="the best on fresh items"
+            )
+        axes.set(xlabel="calls of the scored model", ylabel="score")
+    else:
+        axes.step(at, shares, where="post", label="share of its votes that the best won")
+        axes.axhline(0.5, color="0.6", lw=0.8)
+        axes.set(xlabel="votes", ylabel="share won", ylim=(-0.02, 1.02))
+    axes.set_title(f"{result.get('candidates')} candidates, {_spent(result['spent'])}", fontsize=10)
+    axes.legend(frameon=False)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    return figure
 
 
 def describe(candidate: Candidate) -> str:

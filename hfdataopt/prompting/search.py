@@ -101,7 +101,7 @@ class Search:
         step, spent = self.state.global_step, self.budget.spent
         if self.config.output_dir is not None and rows:
             write_table(Path(self.config.output_dir), step, [{"step": step, **row} for row in rows])
-        entry = {"step": step, "calls": spent.calls, "judge_calls": spent.judge_calls, **logs}
+        entry = {"step": step, "calls": spent.calls, "judge_calls": spent.judge_calls, "tokens": spent.tokens, **logs}
         if best is not None:
             entry["best_score"] = best[1]
         entry = {name: value for name, value in entry.items() if not math.isnan(value)}

@@ -264,6 +264,7 @@ class PromptTrainer:
             search.history,
             search.budget.spent.to_json(),
             search.budget.elapsed(),
+            search.budget.prices,
         )
         metrics = _metrics(result)
         search.log(metrics)
