@@ -223,7 +223,7 @@ class Scores:
             if tokens is not None:
                 arrays[name] = np.array([t for row in tokens for t in row], dtype=np.int32)
                 arrays[f"{name}_lengths"] = np.array([len(row) for row in tokens], dtype=np.int64)
-        document = {"format": FORMAT, "row_ids": self.row_ids, "metadata": _finite(self.metadata)}
+        document = {"format": FORMAT, "row_ids": self.row_ids, "metadata": finite(self.metadata)}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -268,6 +268,57 @@ class Scores:
         return cls(
             values, ids, arrays.get("matrix"), arrays.get("standard_errors"), metadata, tokenizer=tokenizer, **tokens
         )
+
+    # -- the hub
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        tokens: bool = False,
+        model: str | None = None,
+        dataset: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload scores",
+    ) -> str:
+        """Upload as a dataset repository that ``datasets.load_dataset`` reads (parquet and a data card); its URL.
+
+        Args:
+            tokens: whether the ``input_ids`` of rows and queries go along, from which their texts can be read.
+            model, dataset: what was scored, for the card.
+            private, token, revision: as ``huggingface_hub`` takes them; a branch that is not there is made.
+
+        Raises:
+            StoreError: the hub cannot be reached, or a repository of that name holds something else.
+        """
+        from hfdataopt.sharing.repository import upload
+        from hfdataopt.sharing.scores import DOCUMENT, write_scores
+
+        with tempfile.TemporaryDirectory() as work:
+            write_scores(self, Path(work), tokens=tokens, model=model, dataset=dataset)
+            return upload(
+                Path(work),
+                repo_id,
+                DOCUMENT,
+                private=private,
+                token=token,
+                revision=revision,
+                commit_message=commit_message,
+            )
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> "Scores":
+        """Scores of a dataset repository that :meth:`push_to_hub` made. Nothing in it is executed; there is no tokenizer.
+
+        Raises:
+            StoreError: it cannot be reached, or anything in it is not as it should be.
+        """
+        from hfdataopt.sharing.repository import download
+        from hfdataopt.sharing.scores import FILES, read_scores
+
+        return read_scores(download(repo_id, FILES, token=token, revision=revision))
 
     def plot(self, path: str | os.PathLike[str] | None = None, *, highlight: Sequence[bool] | None = None) -> Any:
         """Rank plot of the scores, with the standard errors where there are any; saved to ``path`` if given.
@@ -364,12 +415,12 @@ def row_text(row: Any, width: int = 160) -> str:
     return text if np.ndim(label) or label is None or isinstance(label, str) else f"{text} [label {label}]"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same JSON document with None for the numbers that JSON does not have."""
     if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,14 @@ class GradientStore:
                 )
         _write(self._path(shard), save(tensors))
 
+    def arrays(self) -> list[str]:
+        """Names of the arrays. ``StoreError`` when the first shard is missing."""
+        if not self._complete(0):
+            raise StoreError(
+                f"store {self.folder}: the first shard is missing; run again with the same options to make it"
+            )
+        return sorted(_header(self._path(0))[0])
+
     def read(self, name: str = "features") -> ShardedArray:
         """One array over all rows, memory-mapped. ``StoreError`` when a shard is missing or lacks the array."""
         if missing := self.missing_shards():
@@ -220,6 +229,58 @@ class GradientStore:
                 "run again with the same options to finish it"
             )
         return ShardedArray([self._map(shard, name) for shard in range(self.shards)])
+
+    # -- the hub
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload features",
+    ) -> str:
+        """Upload a complete store as a dataset repository (parquet and a data card); its URL.
+
+        Args:
+            private, token, revision: as ``huggingface_hub`` takes them; a branch that is not there is made.
+        """
+        from hfdataopt.sharing.repository import upload
+        from hfdataopt.sharing.store import DOCUMENT, write_store
+
+        with tempfile.TemporaryDirectory() as work:
+            write_store(self, Path(work))
+            return upload(
+                Path(work),
+                repo_id,
+                DOCUMENT,
+                private=private,
+                token=token,
+                revision=revision,
+                commit_message=commit_message,
+            )
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        folder: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> "GradientStore":
+        """The store of a dataset repository, written to ``folder`` (a call that was stopped goes on there).
+
+        Nothing in it is executed.
+
+        Raises:
+            StoreError: it cannot be reached, or anything in it is not as it should be.
+        """
+        from hfdataopt.sharing.repository import download
+        from hfdataopt.sharing.store import FILES, read_store
+
+        return read_store(download(repo_id, FILES, token=token, revision=revision), folder)
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.safetensors"

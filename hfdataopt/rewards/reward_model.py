@@ -120,7 +120,7 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification
 
         if (why := why_not_on_hub(path)) is not None:
-            raise OptionError(f"{self.who}: the folder {path!r} {why}")
+            raise OptionError(f"{self.who} cannot be loaded: the folder {path!r} {why}")
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, num_labels=1, output_loading_info=True
