@@ -4,7 +4,7 @@ import copy
 import functools
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -299,10 +299,8 @@ def resumable(case: ScorerCase) -> None:
         whole = Interrupting()
         expected = case.scores(data_collator=whole).values
         for at in sorted({max(1, whole.calls // 2), whole.calls}):
-            try:
+            with suppress(KeyboardInterrupt):
                 case.scores(data_collator=Interrupting(at), output_dir=f"{folder}/{at}")
-            except KeyboardInterrupt:
-                pass
             for what in ("begun again", "looked up"):
                 found = case.scores(data_collator=Interrupting(), output_dir=f"{folder}/{at}").values
                 if not np.array_equal(found, expected, equal_nan=True):

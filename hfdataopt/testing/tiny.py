@@ -33,7 +33,7 @@ EOS = WORDS.index("<eos>")
 GOOD_IDS, BAD_IDS = ({WORDS.index(word) for word in words} for words in (GOOD, BAD))
 
 
-def tokenizer(special: bool = True) -> PreTrainedTokenizerFast:
+def tokenizer(special: bool = True, longest: int = 32) -> PreTrainedTokenizerFast:
     """Words to ids; with ``special`` a row is ``[CLS] ... [SEP]``."""
     inner = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     inner.pre_tokenizer = WhitespaceSplit()
@@ -49,7 +49,7 @@ def tokenizer(special: bool = True) -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         mask_token="[MASK]",
         eos_token="<eos>",
-        model_max_length=32,
+        model_max_length=longest,
     )
 
 
@@ -99,7 +99,7 @@ def gpt2(seed: int = 0) -> GPT2LMHeadModel:
     return _spread(GPT2LMHeadModel(config), seed)
 
 
-def llama(seed: int = 0) -> LlamaForCausalLM:
+def llama(seed: int = 0, positions: int = 64) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -108,7 +108,7 @@ def llama(seed: int = 0) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         pad_token_id=0,
         bos_token_id=2,
         eos_token_id=5,
@@ -181,18 +181,18 @@ def cloze(rows: int, seed: int = 0) -> Dataset:
 # -- models that generate, prompts and a reward
 
 
-def speaker(seed: int = 0) -> Any:
+def speaker(seed: int = 0, positions: int = 64) -> Any:
     """A tiny Llama whose next tokens differ in probability, and which ends now and then."""
-    model = llama(seed)
+    model = llama(seed, positions)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(3)
         model.get_output_embeddings().weight[EOS].mul_(2)
     return model.eval()
 
 
-def reader() -> Any:
+def reader(longest: int = 32) -> Any:
     """The words' tokenizer, without special tokens around a text."""
-    return tokenizer(special=False)
+    return tokenizer(special=False, longest=longest)
 
 
 def prompts(rows: int, seed: int = 0, *, ids: bool = True) -> Dataset:
