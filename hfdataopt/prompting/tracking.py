@@ -10,12 +10,17 @@ NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanla
 
 
 def check_trackers(config: PromptConfig) -> list[str]:
-    """Names of the trackers of ``report_to``.
+    """Names of the trackers of ``report_to``; raises as :func:`tracker_names`."""
+    return tracker_names(config.report_to, "PromptConfig: report_to")
+
+
+def tracker_names(given: str | list[str] | None, who: str) -> list[str]:
+    """Names of the trackers that are meant; ``who`` is for messages.
 
     Raises:
         OptionError: there is no such tracker. MissingDependencyError: its package is not installed.
     """
-    names = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to or [])
+    names = [given] if isinstance(given, str) else list(given or [])
     names = list(dict.fromkeys(name for name in names if name != "none"))
     if not names:
         return []
@@ -27,16 +32,27 @@ def check_trackers(config: PromptConfig) -> list[str]:
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise OptionError(
-                f"PromptConfig: report_to={name!r} is no tracker; there are: none, all, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+                f"{who}={name!r} is no tracker; there are: none, all, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
             )
         if name not in available:
-            raise MissingDependencyError(f"PromptConfig: report_to={name!r} needs a package: pip install {name}")
+            raise MissingDependencyError(f"{who}={name!r} needs a package: pip install {name}")
     return names
 
 
 def open_trackers(config: PromptConfig) -> list[Any]:
     """The trackers of ``report_to``, by accelerate."""
-    names = check_trackers(config)
+    folder = config.output_dir
+    run = config.run_name or (Path(folder).name if folder else "prompt-search")
+    trackers = start_trackers(check_trackers(config), project=config.project, run=run, folder=folder)
+    for tracker in trackers:
+        tracker.store_init_configuration(
+            {name: value for name, value in vars(config).items() if isinstance(value, int | float | str | bool)}
+        )
+    return trackers
+
+
+def start_trackers(names: list[str], *, project: str, run: str, folder: str | None) -> list[Any]:
+    """Accelerate's trackers of these names, started; ``folder`` is for those that write files."""
     if not names:
         return []
     from accelerate import PartialState
@@ -46,16 +62,12 @@ def open_trackers(config: PromptConfig) -> list[Any]:
     trackers = []
     for name in names:
         kind = LOGGER_TYPE_TO_CLASS[name]
-        run = config.run_name or (Path(config.output_dir).name if config.output_dir else "prompt-search")
         if kind.requires_logging_directory:
-            tracker = kind(run, logging_dir=config.output_dir or ".")
+            tracker = kind(run, logging_dir=folder or ".")
         else:
-            tracker = kind(config.project, **{NAME_OF_RUN[name]: run} if name in NAME_OF_RUN else {})
+            tracker = kind(project, **{NAME_OF_RUN[name]: run} if name in NAME_OF_RUN else {})
         if hasattr(tracker, "start"):
             tracker.start()
-        tracker.store_init_configuration(
-            {name: value for name, value in vars(config).items() if isinstance(value, int | float | str | bool)}
-        )
         trackers.append(tracker)
     return trackers
 

@@ -1,0 +1,1 @@
+"""To and from what people already have: functions to call, no plugins."""

@@ -1,0 +1,1 @@
+"""Plugins that listen: they register no component."""
