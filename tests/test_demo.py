@@ -31,7 +31,7 @@ def test_smoke_run_writes_table_plot_and_scores_and_leaves_other_folders_alone(t
     assert "Held-out accuracy on 200 rows, 2 seeds" in out
     assert (mine / "notes.txt").read_text() == "keep"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("freeshap.png", "prompt", "random-forest", "rows.csv", "scores"),
+        *("freeshap.png", "prompt", "random-forest", "report.html", "rows.csv", "scores"),
     ]
     with (tmp_path / "rows.csv").open() as stream:
         rows = list(csv.DictReader(stream))

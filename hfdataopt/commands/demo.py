@@ -117,6 +117,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
         with quiet():
             find_prompt(arguments.output_dir, seed=arguments.seed, smoke=arguments.smoke)
+    _report(task, scores, arguments)
     print(f"Done in {time.monotonic() - started:.0f} s.")
     return 0
 
@@ -379,6 +380,25 @@ def _compare(
     verdict = "" if low != low else " (better)" if low > 0 else " (worse)" if high < 0 else " (no clear difference)"
     print(f"  {'difference':<29} {mean:+.3f}{interval}{verdict}")
     return {"with_all": with_all, "without": without}
+
+
+def _report(task: Task, scores: dict[str, Any], arguments: argparse.Namespace) -> None:
+    from hfdataopt.report import write_report
+
+    folder = Path(arguments.output_dir)
+    names = dict(enumerate(task.names))
+    labels = [names[label] for label in task.pool["label"][:]]
+    where = write_report(
+        folder / "report.html",
+        scores=scores,
+        dataset=task.pool.remove_columns("label").add_column("label", labels),
+        queries=task.queries,
+        prompt_result=None if arguments.model or arguments.dataset else folder / "prompt",
+        text="text",
+        flipped=task.flipped,
+        show=arguments.show or 1,
+    )
+    print(f"Report for people: {where}")
 
 
 def _write(

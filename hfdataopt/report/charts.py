@@ -8,7 +8,8 @@ import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 380, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 54, 20, 12, 42
+DODGE = 5  # pixels between the points of two lines at one place
 BINS = 30
 COLORS = 8
 
@@ -29,14 +30,14 @@ class Series:
 
 
 def number(value: float) -> str:
-    """A number with three significant digits, thousands set apart."""
-    if value is None or not math.isfinite(value):
+    """A number with three significant digits, thousands set apart and a real minus."""
+    if not math.isfinite(value):
         return "–"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    if abs(value) >= 1000 or (value == int(value) and abs(value) < 1000):
+        text = f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.3g}"
+    else:
+        text = f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 def signed(value: float) -> str:
@@ -157,14 +158,18 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, description: str
     ]
     low, high = (min(ys), max(ys)) if ys else (0.0, 1.0)
     room = 0.06 * (high - low)
-    plot = _Plot((min(xs, default=0), max(xs, default=1)), (low - room, high + room), x_label, y_label)
-    for one in series:
-        points = [(plot.across(x), plot.down(y)) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(y)]
+    first, last = _apart((min(xs, default=0), max(xs, default=1)))
+    beside = 0.05 * (last - first) if any(one.low is not None for one in series) else 0.015 * (last - first)
+    plot = _Plot((first - beside, last + beside), (low - room, high + room), x_label, y_label)
+    several = sum(one.low is not None for one in series)
+    for turn, one in enumerate(series):
+        aside = DODGE * (turn - (several - 1) / 2) if several else 0.0
+        points = [(plot.across(x) + aside, plot.down(y)) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(y)]
         color = f"s{one.place % COLORS}"
         if one.low is not None and one.high is not None:
             for x, least, most in zip(one.x, one.low, one.high, strict=True):
                 if least is not None and most is not None and math.isfinite(least) and math.isfinite(most):
-                    at = plot.across(x)
+                    at = plot.across(x) + aside
                     plot.add(
                         f'<line class="whisker {color}" x1="{at:.1f}" x2="{at:.1f}" y1="{plot.down(least):.1f}" y2="{plot.down(most):.1f}"/>'
                     )
@@ -183,7 +188,9 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, description: str
 def swatch(place: int, kind: str = "") -> Markup:
     """A sample of a series' color and marker, or of a bar's color, for a legend."""
     if kind:
-        inside = f'<rect class="{kind}" x="1" y="3" width="18" height="8"/>'
+        round_ = kind.endswith(" round")
+        shape = 'cx="10" cy="7" r="3"' if round_ else 'x="1" y="3" width="18" height="8"'
+        inside = f'<{"circle" if round_ else "rect"} class="{kind}" {shape}/>'
     else:
         color = f"s{place % COLORS}"
         inside = f'<path class="line {color}" d="M0 7H20"/>' + _marker(10, 7, place, color, Markup(""))

@@ -52,7 +52,7 @@ def words(subject: Subject, parts: dict[str, Any], question: str | None) -> Word
 
 def percent(share: float) -> str:
     """A share in percent, with a digit after the point where it is small."""
-    return f"{100 * share:.0f} %" if share == 0 or share >= 0.095 else f"{100 * share:.1f} %"
+    return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
 def interval(one: Any) -> str:
@@ -118,12 +118,13 @@ def _of_labels(part: dict[str, Any], said: Words) -> None:
     suspects = part["suspects"]
     if not suspects or not suspects["rows"]:
         return
-    several = len(suspects["methods"]) > 1
-    by = (
-        f"at least {suspects['half']} of {len(suspects['methods'])} methods"
-        if several
-        else visible(suspects["methods"][0])
-    )
+    of = len(suspects["methods"])
+    by = f"at least {suspects['most']} of {of} methods" if of > 1 else visible(suspects["methods"][0])
+    if not suspects["count"]:
+        said.found.append(
+            Point(f"No row is in the lowest {percent(part['share'])} by {by}: there are no clear suspects.")
+        )
+        return
     said.tiles.append((f"{suspects['count']:,}", "rows to check for wrong labels"))
     known = "" if suspects["known"] is None else f" {suspects['known']:,} of them are known to be wrong."
     said.found.append(
@@ -138,33 +139,42 @@ def _of_labels(part: dict[str, Any], said: Words) -> None:
 
 
 def _of_selections(part: dict[str, Any], said: Words) -> None:
-    for one in part["selections"][:3]:
-        said.found.append(
-            Point(f"{one['name']} kept {one['kept']:,} of {plural(one['rows'], 'row')} by {one['rule']}.")
-        )
+    kept = [f"{one['name']} kept {one['kept']:,} of {plural(one['rows'], 'row')}" for one in part["selections"]]
+    said.found.append(Point(f"{listed(kept)}."))
 
 
 def _of_training(part: dict[str, Any], said: Words) -> None:
     curves = part["curves"]
     for one in curves["judged"] if curves else ():
-        tone = "good" if one["better"] and not one["worse"] else "bad" if one["worse"] > one["better"] else "open"
-        verdict = f"better than random rows at {one['better']} of {one['points']} sizes"
-        worse = f", and worse at {one['worse']}" if one["worse"] else ""
-        said.found.append(
+        name, points = one["name"], one["points"]
+        counts = (
+            f"better at {one['better']} of {points} sizes, worse at {one['worse']}; {plural(curves['seeds'], 'seed')}"
+        )
+        if one["better"] * 2 >= points and not one["worse"]:
+            said.found.append(
+                Point(f"Tested by training again, the ranking of {name} held against random rows ({counts}).", "good")
+            )
+            said.advice.append(Point(f"Select by {name}: its ranking held when models were trained again."))
+        elif one["worse"] > one["better"]:
+            said.found.append(
+                Point(f"Tested by training again, the ranking of {name} did worse than random rows ({counts}).", "bad")
+            )
+        else:
+            said.found.append(
+                Point(f"Tested by training again, the ranking of {name} is not told apart from random rows ({counts}).")
+            )
+    if curves and not any(one["better"] * 2 >= one["points"] and not one["worse"] for one in curves["judged"]):
+        said.advice.append(
             Point(
-                f"Tested by training again ({curves['seeds']} seeds): the ranking of {one['name']} is {verdict}{worse}.",
-                tone,
+                "Do not drop rows by these rankings alone: no test by training shows yet that it helps. More seeds would tell."
             )
         )
-        if tone == "good":
-            said.advice.append(
-                Point(f"The ranking of {one['name']} held when models were trained again: select by it.")
-            )
     modeling = part["modeling"]
     for one in modeling["rows"][:1] if modeling else ():
         said.found.append(
             Point(
-                f"The best at predicting trainings on subsets is {one['name']}: rank correlation {interval(one['score'])}."
+                f"{one['name']} is best at predicting trainings on {plural(one['subsets'], 'random subset')}: rank correlation "
+                f"{interval(one['score'])}."
             )
         )
 
@@ -201,7 +211,7 @@ def _of_search(one: dict[str, Any], said: Words, derived: bool) -> None:
         span = "" if low is None else f" ({percent(low)} to {percent(high)})"
         said.found.append(
             Point(
-                f"It beat the prompt of before on {percent(rate)} of {count} fresh items{span}.",
+                f"It beat the starting prompt on {percent(rate)} of {count} fresh items{span}.",
                 "good" if better else "open",
             )
         )
@@ -216,7 +226,7 @@ def _of_search(one: dict[str, Any], said: Words, derived: bool) -> None:
     if old and old["score"] is not None and leader and leader["score"] is not None:
         said.found.append(
             Point(
-                f"On the items of the search it scores {number(leader['score'])}, the prompt of before {number(old['score'])}. The prompt "
+                f"On the items of the search it scores {number(leader['score'])}, the starting prompt {number(old['score'])}. The prompt "
                 "was chosen on these, so the first number flatters.",
                 "good" if better else "open",
             )
@@ -232,7 +242,7 @@ def _of_search(one: dict[str, Any], said: Words, derived: bool) -> None:
     else:
         said.advice.append(
             Point(
-                "Compare the prompt that was found with the one of before on more fresh rows before you rely on it (eval_dataset)."
+                "Compare the prompt that was found with the starting prompt on more fresh rows before you rely on it (eval_dataset)."
             )
         )
 

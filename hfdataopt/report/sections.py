@@ -37,6 +37,11 @@ class Subject:
     source: str = ""
 
     @property
+    def ordered(self) -> dict[str, Scores]:
+        """All scores, :attr:`judging` first and baselines last."""
+        return {**self.judging, **self.inputs.scores}
+
+    @property
     def judging(self) -> dict[str, Scores]:
         """Scores that say something of rows, the most telling first: per query, then helpfulness, then suspicion."""
         said = {n: s for n, s in self.inputs.scores.items() if s.metadata.get("meaning") != "chance"}
@@ -64,7 +69,7 @@ def data(subject: Subject) -> dict[str, Any] | None:
         facts.append(("Rows and columns", f"{len(subject.rows.dataset):,} rows; {columns}"))
     for search in inputs.searches:
         facts += [(f"{search.name}: {name}", value) for name, value in _search_facts(search)]
-    methods = [_method(name, one) for name, one in inputs.scores.items()]
+    methods = [_method(name, one) for name, one in subject.ordered.items()]
     return {"facts": facts, "methods": methods} if facts or methods else None
 
 
@@ -118,7 +123,7 @@ def describe_model(given: Any) -> str:
 def distributions(subject: Subject) -> list[dict[str, Any]] | None:
     """A histogram and quantiles for each method."""
     found = []
-    for name, one in subject.inputs.scores.items():
+    for name, one in subject.ordered.items():
         values = one.values[np.isfinite(one.values)]
         entry: dict[str, Any] = {
             "name": visible(name),
@@ -243,12 +248,12 @@ def _suspects(subject: Subject) -> dict[str, Any] | None:
     ids, shares = rank_shares(methods)
     if not len(ids):
         return None
-    lowest = shares < SUSPECT_SHARE  # NaN: no
+    lowest = shares <= max(SUSPECT_SHARE, 1 / len(ids)) + 1e-9  # at least one row; NaN: no
     flagged = lowest.sum(0)
     mean = np.nanmean(np.where(np.isnan(shares), 1.0, shares), axis=0)
     by = np.lexsort((mean, -flagged))
-    half = (len(methods) + 1) // 2
-    count = int((flagged >= half).sum())
+    most = len(methods) // 2 + 1
+    count = int((flagged >= most).sum())
     rows = [
         {
             "place": place,
@@ -261,19 +266,20 @@ def _suspects(subject: Subject) -> dict[str, Any] | None:
     ]
     found = None
     if subject.known is not None:
-        found = sum(ids[at] in subject.known for at in np.flatnonzero(flagged >= half))
-    return {"rows": rows, "count": count, "half": half, "methods": list(methods), "known": found, "of": len(ids)}
+        found = sum(ids[at] in subject.known for at in np.flatnonzero(flagged >= most))
+    return {"rows": rows, "count": count, "most": most, "methods": list(methods), "known": found, "of": len(ids)}
 
 
 def rank_shares(methods: Mapping[str, Scores]) -> tuple[list[Any], np.ndarray]:
-    """Row ids that any method scored, and ``[methods, rows]`` the share of its rows below each; NaN without a score."""
+    """Row ids that any method scored, and ``[methods, rows]`` each row's rank from the lowest over the rows that the method
+    scored, so that the highest has 1; NaN without a score."""
     ids: list[Any] = list(dict.fromkeys(row for one in methods.values() for row in one.row_ids))
     where = {row: place for place, row in enumerate(ids)}
     shares = np.full((len(methods), len(ids)), np.nan)
     for line, one in zip(shares, methods.values(), strict=True):
         scored = np.flatnonzero(~np.isnan(one.values))
         order = scored[np.argsort(one.values[scored], kind="stable")]
-        line[[where[one.row_ids[at]] for at in order]] = np.arange(len(order)) / max(len(order), 1)
+        line[[where[one.row_ids[at]] for at in order]] = np.arange(1, len(order) + 1) / max(len(order), 1)
     return ids, shares
 
 
@@ -282,7 +288,7 @@ def rank_shares(methods: Mapping[str, Scores]) -> tuple[list[Any], np.ndarray]:
 
 def agreement(subject: Subject) -> dict[str, Any] | None:
     """Spearman's rank correlation of every two methods, over the rows that both score."""
-    scores = subject.inputs.scores
+    scores = subject.ordered
     if len(scores) < 2:
         return None
     names = list(scores)

@@ -19,7 +19,11 @@ from hfdataopt.report.texts import RowTexts, visible
 from hfdataopt.versions import installed
 
 HERE = Path(__file__).parent
-TITLE = "Which rows, and which prompts, make the model better"
+TITLES_OF_PAGES = {
+    (True, False): "Which training rows make the model better",
+    (False, True): "A better prompt for the model",
+    (True, True): "Which rows, and which prompts, make the model better",
+}
 # In the order of the page; sections without data are left out, and named in the last one.
 TITLES = {
     "summary": "In short",
@@ -122,7 +126,8 @@ def write_inputs(
         raise DataError("report: nothing was given to report on: scores, summaries, an evaluation or a prompt search")
     subject = _subject(inputs, dataset, queries, text, label, flipped, show, source)
     parts = parts_of(subject)
-    page = render(subject, parts, title or TITLE, question)
+    rows = bool(inputs.scores or inputs.summaries or inputs.evaluation)
+    page = render(subject, parts, title or TITLES_OF_PAGES[rows, bool(inputs.searches)], question)
     _write(where, page)
     if card is not None:
         from hfdataopt.report.card import card_section
@@ -255,10 +260,14 @@ def render(subject: Subject, parts: dict[str, Any], title: str, question: str | 
 
 
 def recorded_versions(subject: Subject) -> list[tuple[str, dict[str, str]]]:
-    """Versions that were noted when the numbers were made, where they were."""
-    found = [(name, one.metadata.get("versions")) for name, one in subject.inputs.scores.items()]
-    found += [(one.name, (one.result or {}).get("versions")) for one in subject.inputs.searches]
-    return [(visible(name), versions) for name, versions in found if isinstance(versions, dict)]
+    """Versions that were noted when the numbers were made, and for what; what notes none has an empty mapping."""
+    noted = [(name, one.metadata.get("versions")) for name, one in subject.ordered.items()]
+    noted += [(one.name, (one.result or {}).get("versions")) for one in subject.inputs.searches]
+    groups: dict[str, tuple[list[str], dict[str, str]]] = {}
+    for name, versions in noted:
+        versions = versions if isinstance(versions, dict) else {}
+        groups.setdefault(str(versions), ([], versions))[0].append(visible(name))
+    return [(", ".join(names), versions) for names, versions in groups.values()]
 
 
 def _write(where: Path, content: str) -> None:
