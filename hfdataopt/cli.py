@@ -8,12 +8,16 @@ import os
 import sys
 import traceback
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hfdataopt.commands.arguments import Parser
 from hfdataopt.errors import HfDataOptError
 
 VERBS = {
+    "check-plugin": (
+        "hfdataopt.commands.check_plugin",
+        "check that a component, or all of a plugin, keeps the promises of its kind",
+    ),
     "demo": (
         "hfdataopt.commands.demo",
         "find mislabelled rows of a text classifier's training data, from install to report",
@@ -21,6 +25,10 @@ VERBS = {
     "evaluate": (
         "hfdataopt.commands.evaluate",
         "measure scores: known label errors, models trained on subsets, on the best rows and without them",
+    ),
+    "new-plugin": (
+        "hfdataopt.commands.new_plugin",
+        "write a small distribution with a scorer, filter or optimizer of your own, and its test",
     ),
     "optimize": (
         "hfdataopt.commands.optimize",
@@ -50,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status (``STATUS``). Every error is one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
+    trace = "--trace" in argv
+    argv = [word for word in argv if word not in ("--debug", "--trace")]
     if not sys.stderr.isatty():  # bars are for people
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    stop = _start_tracing() if trace else None
     try:
         status = _run(argv)
         sys.stdout.flush()  # here, where a reader that has gone is expected
@@ -67,6 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         status, message = _explain(error)
         print(f"hfdataopt{_verb(argv)}: {message}", file=sys.stderr)
         return status
+    finally:
+        if stop is not None:
+            stop()
+
+
+def _start_tracing() -> Callable[[], None]:
+    from hfdataopt.plugins import host
+
+    return host().trace()
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
@@ -99,6 +118,7 @@ def _run(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also after the verb)")
+    parser.add_argument("--trace", action="store_true", help="print the calls of plugins' hooks (also after the verb)")
     parser.add_argument("verb", nargs="?", choices=VERBS, help="what to do; 'hfdataopt VERB --help' tells more")
     arguments = parser.parse_args(argv[:1])
     if arguments.version:
@@ -114,6 +134,7 @@ def _run(argv: list[str]) -> int:
     verb_parser = Parser(prog=f"hfdataopt {arguments.verb}", description=help_text)
     command.add_arguments(verb_parser)
     verb_parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verb_parser.add_argument("--trace", action="store_true", help="print the calls of plugins' hooks to stderr")
     return command.run(verb_parser, argv[1:])
 
 

@@ -3,7 +3,7 @@
 Plugins are entry points of the group ``hfdataopt``; the methods that ship with the package enter by the same door.
 pluggy's own loader is not used: it skips a second entry point of the same name silently, and one failing import stops
 all. ``HFDATAOPT_PLUGINS`` is an allow list and ``HFDATAOPT_DISABLE`` a block list: comma-separated names of entry points
-or distributions.
+or distributions. ``HFDATAOPT_TRACE=1`` prints hook calls to stderr.
 """
 
 import dataclasses
@@ -14,9 +14,10 @@ import importlib.metadata
 import inspect
 import os
 import re
+import sys
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pluggy
@@ -58,6 +59,7 @@ BASES = {
     "generator": "hfdataopt.generation.generator:Generator",
 }  # what a component of that kind must inherit from
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+TRACED = 12  # lines of a traced hook call, at most
 
 
 class PluginWarning(UserWarning):
@@ -134,6 +136,7 @@ class Host:
         self.components: dict[str, dict[str, Component]] = {kind: {} for kind in KINDS}
         self.failures: list[Failure] = []
         self.blocked: list[Source] = []
+        self.sources: dict[str, Source] = {}  # of the registered plugins, by their name in the manager
         self.unknown: list[str] = []  # names in the two variables that no installed plugin has
         self._clashes: dict[tuple[str, str], str] = {}
 
@@ -197,6 +200,7 @@ class Host:
             self.components = before
             self.manager.unregister(plugin)
             raise
+        self.sources[f"{source.distribution}:{source.plugin}"] = source
 
     def _check_hook_names(self, plugin: Any, source: Source) -> None:
         known = [name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")]
@@ -274,6 +278,25 @@ class Host:
     def all_components(self) -> list[Component]:
         return [table[name] for table in self.components.values() for name in sorted(table)]
 
+    def hooks(self) -> list[tuple[Source, list[str]]]:
+        """Every registered plugin, and the hooks it implements."""
+        found = []
+        for name, source in self.sources.items():
+            callers = self.manager.get_hookcallers(self.manager.get_plugin(name)) or []
+            found.append((source, sorted(caller.name for caller in callers)))
+        return found
+
+    def trace(self) -> Callable[[], None]:
+        """Print every hook call, its arguments and its result to stderr, until what is returned is called."""
+        self.manager.trace.root.setwriter(_write_trace)
+        return self.manager.enable_tracing()
+
+
+def _write_trace(text: str) -> None:
+    """pluggy's own lines, each cut: arguments may be whole models."""
+    for line in [one for one in text.splitlines() if one.strip()][:TRACED]:
+        print(line if len(line) <= 160 else f"{line[:157]}...", file=sys.stderr)
+
 
 def _names_in(variable: str) -> set[str] | None:
     value = os.environ.get(variable)
@@ -290,6 +313,8 @@ def host() -> Host:
     """The host with every installed plugin, loaded once per process."""
     loaded = Host()
     loaded.load_entry_points()
+    if os.environ.get("HFDATAOPT_TRACE", "") not in ("", "0"):
+        loaded.trace()
     return loaded
 
 

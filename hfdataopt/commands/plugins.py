@@ -1,13 +1,14 @@
-"""``hfdataopt plugins``: every component by kind and name, with its plugin, and the plugins that failed to load."""
+"""``hfdataopt plugins``: every component by kind and name with its plugin, the hooks of plugins, and what failed to load."""
 
 import argparse
 import warnings
 
-from hfdataopt.plugins import PluginWarning, host
+from hfdataopt.plugins import KINDS, PluginWarning, host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--options", action="store_true", help="also list the options of each component")
+    parser.add_argument("--hooks", action="store_true", help="also list the hooks that each plugin implements")
     parser.add_argument("--traceback", action="store_true", help="print the traceback of each plugin that failed")
 
 
@@ -26,6 +27,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             print(f"{'':<{width}}  {', '.join(component.options) or 'no options'}")
     if not components:
         print("no components: no plugin is installed, or all are blocked")
+    for source, hooks in loaded.hooks():
+        observes = [hook for hook in hooks if hook not in KINDS.values()]
+        if arguments.hooks or observes or not hooks:
+            print(f"hooks of {source}: {', '.join(hooks) or 'none; is @hfdataopt.hookimpl missing?'}")
     for source in loaded.blocked:
         print(f"switched off: {source}")
     for message in loaded.unknown:

@@ -1,0 +1,93 @@
+"""``hfdataopt check-plugin NAME``: the conformance kit on a component, or on every component of a plugin or distribution."""
+
+import argparse
+import difflib
+import warnings
+from typing import Any
+
+from hfdataopt.commands.arguments import Parser, add_component_options, component_options, parse_with_component
+from hfdataopt.errors import OptionError, PluginError, first_line
+from hfdataopt.plugins import Component, PluginWarning, host
+
+KINDS = ("scorer", "filter", "optimizer")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of a component, of an entry point, or of a distribution")
+    parser.add_argument("--kind", choices=KINDS, help="where a scorer and a filter, say, have the same name")
+    parser.add_argument(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="CHECK=REASON",
+        help="a check that is known to fail, and why; may be given several times",
+    )
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Print a table of the checks of each component; status 1 if one failed, or a component could not be checked."""
+    early = Parser(prog=parser.prog, add_help=False)
+    add_arguments(early)
+    if any(word in ("-h", "--help") for word in argv) and argv[0].startswith("-"):
+        parser.parse_args(argv)
+    given, _ = early.parse_known_args(argv)
+    components, failures = _found(given.name, given.kind)
+    options: dict[str, Any] = {}
+    if len(components) == 1:
+        add_component_options(parser, components[0])
+        arguments = parse_with_component(parser, argv, components[0])
+        options = component_options(components[0], arguments)
+    else:
+        parser.parse_args(argv)
+    for failure in failures:
+        print(f"FAILED {failure.source}: {failure.reason}")
+    expected = dict(map(_expected, given.expect))
+    good = [_check(component, options, expected) for component in components]
+    if len(good) > 1:
+        print(f"{sum(good)} of {len(good)} components keep all promises that could be checked")
+    return 0 if all(good) and not failures else 1
+
+
+def _found(name: str, kind: str | None) -> tuple[list[Component], list[Any]]:
+    """The components of that name, else those of the plugin or distribution; and plugins of it that failed to load."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)  # what they say is printed
+        loaded = host()
+    every = [one for one in loaded.all_components() if one.kind in KINDS and kind in (None, one.kind)]
+    failures = [one for one in loaded.failures if name in (one.source.plugin, one.source.distribution)]
+    found = [one for one in every if one.name == name]
+    if len({one.kind for one in found}) > 1:
+        kinds = " and a ".join(one.kind for one in found)
+        raise OptionError(f"{name!r} is the name of a {kinds}; say which with --kind")
+    found = found or [one for one in every if name in (one.source.plugin, one.source.distribution)]
+    if not found and not failures:
+        names = {word for one in every for word in (one.name, one.source.distribution)}
+        near = difflib.get_close_matches(name, sorted(names), n=1)
+        raise PluginError(
+            f"no installed {kind or 'component, plugin or distribution'} is called {name!r}"
+            + (f" (did you mean {near[0]!r}?)" if near else "; 'hfdataopt plugins' lists what there is")
+        )
+    return found, failures
+
+
+def _expected(text: str) -> tuple[str, str]:
+    name, equals, reason = text.partition("=")
+    if not equals or not reason.strip():
+        raise OptionError(f"--expect {text!r}: write CHECK=REASON, such as 'batch-size=ranks rows of a batch'")
+    return name.strip(), reason.strip()
+
+
+def _check(component: Component, options: dict[str, Any], expected: dict[str, str]) -> bool:
+    from hfdataopt.testing.kit import checks_of, known_failures, make_case, run_checks
+
+    known_failures(component.kind, {name: why for name, why in expected.items() if name in checks_of(component.kind)})
+    who = f"{component.kind} {component.name!r} of plugin {component.source}"
+    try:
+        case = make_case(component.name, component.kind, **options)
+    except OptionError as error:
+        print(f"{who}\n  NOT CHECKED: {first_line(error)}")
+        return False
+    case.who = f"{component.kind} {component.name!r}"
+    report = run_checks(case, expected)
+    print(f"{who}\n{str(report).partition(chr(10))[2]}")
+    return report.passed
