@@ -117,7 +117,8 @@ def test_wandb_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     with track("wandb", project="bridges", run="mine"):
         use()
-        summaries = dict(wandb.run.summary)
+        run = wandb.run
+    summaries = dict(run.summary)
     assert summaries["selection/kept"] == 5
     assert summaries["votes/preferred"] == 2
     (file,) = tmp_path.rglob("run-*.wandb")
