@@ -110,7 +110,7 @@ def test_commands(
         check_extras(words)
     else:
         status = run_verb(words[1:], folder, command)
-        out, err = capsys.readouterr()
+        _, err = capsys.readouterr()
         wrong = [line for line in err.splitlines() if "--help' lists the arguments" in line or "accepts:" in line]
         assert not wrong
         if not command.startswith(tuple(ONLY_PARSED)):
