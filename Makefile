@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 WORKERS ?= 2
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo examples example-images example-ray test test-slow test-install lint format bench clean
+.PHONY: demo examples example-images example-ray test test-slow test-install test-bridges lint format bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/hfdataopt demo
@@ -40,6 +40,10 @@ test-slow: $(VENV)/.test-installed
 
 test-install: $(VENV)/.test-installed
 	$(BIN)/python tests/install/wheel_smoke.py
+
+# Environments of their own for packages that would disturb this one.
+test-bridges: $(VENV)/.test-installed
+	$(BIN)/python tests/bridges/run.py build/bridges
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

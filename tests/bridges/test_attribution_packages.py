@@ -56,7 +56,7 @@ def test_kronfluence_agrees_with_our_ekfac(build, kronfluence):
     theirs = attribute(model, pool, queries, "kronfluence", batch_size=8)
     ours = attribute(model, pool, queries, "influence", batch_size=8)
     for query in range(theirs.matrix.shape[1]):
-        assert spearmanr(theirs.matrix[:, query], ours.matrix[:, query])[0] > 0.9
+        assert spearmanr(theirs.matrix[:, query], ours.matrix[:, query])[0] > 0.95
     assert spearmanr(theirs.values, ours.values)[0] > 0.9
 
 
@@ -85,7 +85,7 @@ def test_bergson_on_whole_gradients_is_tracin(build, bergson):
 def test_bergson_projected_is_close_and_has_a_seed(bergson):
     parts = language_model()
     exact = attribute(*parts, "tracin", basis="exact").matrix
-    found = [attribute(*parts, "bergson", projection=12, seed=seed).matrix for seed in (0, 0, 1)]
+    found = [attribute(*parts, "bergson", projection=16, seed=seed).matrix for seed in (0, 0, 1)]
     assert np.array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
     assert spearmanr(found[0].ravel(), exact.ravel())[0] > 0.8

@@ -30,7 +30,7 @@ USERS = uuid.UUID("6d0d7b0e-5a34-4f0e-9a53-1f2b0a7e6c11")  # namespace in which 
 
 def label_settings(names: Sequence[str]) -> dict[str, Any]:
     """Fields and questions that records of suspected labels need, as :data:`VOTE_SETTINGS`."""
-    return {"fields": ["text", "given label"], "questions": {LABEL: list(names)}}
+    return {"fields": ["text", "given_label"], "questions": {LABEL: list(names)}}
 
 
 # -- files
@@ -185,7 +185,7 @@ def suspicions_to_records(
         records.append(
             {
                 "id": f"row-{json.dumps(row)}",
-                "fields": {"text": str(dataset[place][text]), "given label": _name(given, names)},
+                "fields": {"text": str(dataset[place][text]), "given_label": _name(given, names)},
                 "metadata": {ROW_ID: json.dumps(row), "rank": rank, "score": float(values[place])},
                 "suggestions": suggestion,
                 "responses": {},

@@ -4,8 +4,10 @@ The package hooks the model, makes each row's gradient, projects it at random an
 tokens of the rows. It computes the loss of causal language models, and of no others.
 """
 
+import contextlib
+import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -117,8 +119,22 @@ class Bergson(Scorer):
             )
             places = list(range(len(rows)))
             batches = [places[start : start + view.batch_size] for start in range(0, len(rows), view.batch_size)]
-            CollectorComputer(model, rows, collector=collector, batches=batches, cfg=config).run_with_collector_hooks()
+            with _quiet():
+                CollectorComputer(
+                    model, rows, collector=collector, batches=batches, cfg=config
+                ).run_with_collector_hooks()
         return {name: part.float() for name, part in collector.gradients.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the package's lines on standard output."""
+    logger = logging.getLogger("CollectorComputer")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _tokens(view: View, side: str) -> Dataset:
