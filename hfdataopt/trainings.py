@@ -242,6 +242,10 @@ class RetrainingScorer(Scorer):
     def check(self, view: Any) -> None:
         view.check_labels()
 
+    def workload(self, rows: int) -> tuple[int, int] | None:
+        """How many trainings a pool of so many rows takes at most, and on how many rows in all; None: not known."""
+        return None
+
     def trainings(self, view: Any) -> Trainings:
         """The trainings of this moment, kept in its folder."""
         recipe = Recipe(self.epochs, self.learning_rate, self.train_batch_size, self.weight_decay)

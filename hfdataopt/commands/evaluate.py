@@ -5,7 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hfdataopt.commands.arguments import DATA, add_config, encode_labels, label_names, load_rows, parse, rename_columns
+from hfdataopt.commands.arguments import (
+    DATA,
+    add_config,
+    add_dry_run,
+    encode_labels,
+    label_names,
+    load_rows,
+    parse,
+    rename_columns,
+)
 from hfdataopt.errors import DataError, OptionError, StoreError
 
 
@@ -15,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pool", required=True, nargs="+", help=f"the rows that were scored: {DATA}")
     add_config(parser)
+    add_dry_run(parser)
     parser.add_argument("--text", help="text column (default: text)")
     parser.add_argument("--label", help="label column (default: label)")
     parser.add_argument("--output_dir", required=True, help="where results are written; a killed run resumes here")
@@ -60,6 +70,12 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
     pool = rename_columns(load_rows(arguments.pool, "train"), arguments.text, arguments.label, "pool")
     scores = _load_scores(arguments.scores)
+    if arguments.dry_run:
+        from hfdataopt.commands import estimate
+
+        data = _Data(arguments, pool) if arguments.lds or arguments.curves else None
+        estimate.show(f"{len(scores)} rankings are measured", estimate.evaluating(arguments, data, scores, pool))
+        return 0
     document: dict[str, Any] = {}
     lines: list[str] = []
     if arguments.flipped:

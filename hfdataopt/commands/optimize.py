@@ -46,6 +46,9 @@ class OptimizeArguments:
     )
     criterion: str = field(default="", metadata={"help": "What makes an answer better, for the judge."})
     port: int = field(default=0, metadata={"help": "Of the page of --judge human; 0 = a free one."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Say what the search would do, and about what it costs; write nothing."}
+    )
     output: str | None = field(
         default=None,
         metadata={"help": "Write the dataset with the prompt applied here (.jsonl, .csv, .parquet, folder)."},
@@ -124,7 +127,7 @@ def _search(arguments: OptimizeArguments, config: Any, optimizer: Any) -> int:
         raise OptionError("--port is for --judge human")
     if arguments.output is not None and Path(arguments.output).exists():
         raise OptionError(f"--output {arguments.output}: is there already; name another place")
-    if config.output_dir is None:
+    if config.output_dir is None and not arguments.dry_run:
         config.output_dir = f"prompt-search-{optimizer.name}"
         say(f"optimize: the search is kept in {config.output_dir}/ (--output_dir names another place)")
     dataset = _rows(arguments.dataset, arguments.prompt_column)
@@ -134,10 +137,15 @@ def _search(arguments: OptimizeArguments, config: Any, optimizer: Any) -> int:
         model=arguments.model,
         args=config,
         reward_funcs=arguments.reward_funcs,
-        judge=None if arguments.judge is None else _judge(arguments.judge, arguments, config),
+        judge=_judge(arguments, config),
         train_dataset=dataset,
         eval_dataset=fresh,
     )
+    if arguments.dry_run:
+        from hfdataopt.commands import estimate
+
+        estimate.show(f"{optimizer.name} searches for a prompt of {arguments.model}", estimate.searching(trainer))
+        return 0
     try:
         result = trainer.train()
     finally:
@@ -169,12 +177,15 @@ def _rows(spec: list[str], prompt_column: str | None) -> Any:
     return dataset.rename_column(prompt_column, "prompt")
 
 
-def _judge(name: str, arguments: OptimizeArguments, config: Any) -> Any:
-    """The judge; a model is one at the server of ``base_url`` where there is one, as the scored model is."""
+def _judge(arguments: OptimizeArguments, config: Any) -> Any:
+    """The judge or None; a model is one at the server of ``base_url`` where there is one, as the scored model is."""
     from hfdataopt.prompting.judges import ModelJudge, TerminalJudge
     from hfdataopt.prompting.judges.model import LONGEST
 
-    if name == "human":
+    name = arguments.judge
+    if name is None:
+        return None
+    if name == "human" and not arguments.dry_run:
         from hfdataopt.prompting.page import WebJudge
 
         folder = Path(config.output_dir)
@@ -182,7 +193,7 @@ def _judge(name: str, arguments: OptimizeArguments, config: Any) -> Any:
         return WebJudge(
             port=arguments.port, criterion=arguments.criterion, address_file=folder / "page.json"
         )  # the same link after a restart
-    if name == "terminal":
+    if name in ("terminal", "human"):
         return TerminalJudge()
     if config.base_url is None:
         return ModelJudge(name, arguments.criterion)

@@ -8,6 +8,7 @@ from hfdataopt.commands.arguments import (
     DATA,
     add_component_options,
     add_config,
+    add_dry_run,
     apply_config_file,
     component_options,
     encode_labels,
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query_group", help="column of the queries; scores are averaged within its groups")
     parser.add_argument("--aggregate", choices=("mean", "max"), default="mean", help="over groups of queries")
     parser.add_argument("--show", type=int, default=5, help="how many of the best and worst rows to print")
+    add_dry_run(parser)
     parser.add_argument("--trust_remote_code", action="store_true", help="allow the model's own code from the hub")
 
 
@@ -71,6 +73,12 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         names = names_of(model, names)
         pool = encode_labels(pool, names, "pool")
         queries = None if queries is None else encode_labels(queries, names, "queries")
+    if arguments.dry_run:
+        from hfdataopt.commands import estimate
+
+        lines = estimate.scoring(scorer, model, tokenizer, pool, queries, arguments.batch_size, arguments.checkpoints)
+        estimate.show(f"{component.name} scores {len(pool):,} rows", lines)
+        return 0
     scores = attribute(
         model,
         pool,

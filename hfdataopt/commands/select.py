@@ -9,6 +9,7 @@ from hfdataopt.commands.arguments import (
     DATA,
     add_component_options,
     add_config,
+    add_dry_run,
     apply_config_file,
     component_options,
     load_rows,
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overlap", nargs="+", help="summaries of other selections of the same dataset to compare with"
     )
+    add_dry_run(parser)
     parser.add_argument("--quiet", action="store_true", help="do not print the summary")
 
 
@@ -91,6 +93,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     others = {Path(path).stem: _kept_ids(path) for path in arguments.overlap or []}
     dataset = load_rows(arguments.dataset, "train", arguments.streaming)
     target = load_rows(arguments.target, "validation") if arguments.target else None
+    if arguments.dry_run:
+        return _plan(arguments, filter_, dataset, target)
     if rule is None:
         fitted = filter_.fit(dataset, target)
         write_rows(dataset.map(fitted, batched=True), arguments.output)
@@ -111,6 +115,21 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         print(summary)
     if others:
         print(overlap({component.name: summary, **others}))
+    return 0
+
+
+def _plan(arguments: argparse.Namespace, filter_: Any, dataset: Any, target: Any) -> int:
+    from hfdataopt.commands import estimate
+
+    kept = arguments.k
+    if not arguments.streaming:
+        if arguments.fraction is not None:
+            kept = max(1, round(arguments.fraction * len(dataset)))
+        elif arguments.threshold is not None or arguments.quantile is not None:
+            kept = len(dataset)
+    estimate.show(
+        f"{filter_.name} selects from {' '.join(arguments.dataset)}", estimate.selecting(filter_, dataset, target, kept)
+    )
     return 0
 
 

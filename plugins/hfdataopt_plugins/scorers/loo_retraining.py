@@ -30,6 +30,9 @@ class LeaveOneOutRetraining(RetrainingScorer):
         super().__post_init__()
         check_range(self, "seeds", at_least=1)
 
+    def workload(self, rows: int) -> tuple[int, int]:
+        return self.seeds * (rows + 1), self.seeds * rows * rows
+
     def score(self, view: View) -> Result:
         trainings, rows = self.trainings(view), len(view.pool)
         everything = range(rows)

@@ -65,6 +65,11 @@ class TmcShapley(RetrainingScorer):
                 f"it takes at most {LARGEST_EXACT} rows, so give a number"
             )
 
+    def workload(self, rows: int) -> tuple[int, int]:
+        if self.permutations == "all":
+            return 2**rows, rows * 2 ** (rows - 1)
+        return self.permutations * rows, self.permutations * rows * (rows + 1) // 2
+
     def score(self, view: View) -> Result:
         trainings = self.trainings(view)
         return self._exact(len(view.pool), trainings) if self.permutations == "all" else self._sampled(view, trainings)
