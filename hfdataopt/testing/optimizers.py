@@ -445,7 +445,7 @@ def _search(case: OptimizerCase, folder: str, *callbacks: Any) -> dict[str, Any]
     ]
     rows += [{**row, "prompt": f"again {row['prompt']}"} for row in rows]
     judged = {"judge": _judge} if case.duels else {"reward_funcs": _reward}
-    limits: dict[str, Any] = {"max_judge_calls": 12} if case.duels else {"max_calls": 60}
+    limits: dict[str, Any] = {"max_judge_calls": 12} if case.duels else {"max_calls": 40}
     trainer = PromptTrainer(
         case.fresh(),
         model=tiny.speaker(positions=256) if local else _answer,
@@ -457,7 +457,7 @@ def _search(case: OptimizerCase, folder: str, *callbacks: Any) -> dict[str, Any]
         callbacks=list(callbacks),
         args=PromptConfig(
             output_dir=folder,
-            items=6,
+            items=4,
             examples=8,
             logging_steps=0,
             max_new_tokens=4,

@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
         check_plugins(binaries, elsewhere)
         check_select(binaries, elsewhere)
         check_optimize(binaries, elsewhere)
+        check_third_party(binaries, elsewhere, work)
         if "--wheel-only" not in argv:
             check_demo(binaries, elsewhere)
     step(f"done in {time.monotonic() - started:.0f} s")
@@ -129,6 +130,63 @@ def check_optimize(binaries: Path, folder: Path) -> None:
     step("hfdataopt optimize found a prompt")
 
 
+BROKEN = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "broken-plugin"
+version = "0.0.1"
+
+[project.entry-points.hfdataopt]
+broken = "broken_plugin"
+
+[tool.setuptools]
+py-modules = ["broken_plugin"]
+""",
+    "broken_plugin.py": "import a_package_that_is_not_there\n",
+}
+
+
+def check_third_party(binaries: Path, folder: Path, work: Path) -> None:
+    """A plugin of somebody else, one made by new-plugin, and a broken one, beside the wheel."""
+    hfdataopt = str(binaries / "hfdataopt")
+    shutil.copytree(ROOT / "examples" / "write_a_plugin", work / "theirs")
+    output([hfdataopt, "new-plugin", "my-filter", "--kind", "filter", "--directory", str(work)], folder)
+    (work / "broken").mkdir()
+    for name, text in BROKEN.items():
+        (work / "broken" / name).write_text(text)
+    pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip += ["-c", str(ROOT / "constraints.txt")]
+    run([*pip, str(work / "theirs"), str(work / "my-filter")])
+
+    printed = output([hfdataopt, "plugins", "--options", "--hooks"], folder)
+    for line in ("filter/repetition", "filter/my-filter", "hooks of 'repetition' (hfdataopt-repetition 1.0.0)"):
+        expect(line in printed, f"'hfdataopt plugins' does not list {line}:\n{printed}")
+    report = output([hfdataopt, "check-plugin", "repetition"], folder)
+    expect("FAILED" not in report, f"the example plugin does not keep the promises of a filter:\n{report}")
+    output([hfdataopt, "check-plugin", "my-filter"], folder)
+    step("two third-party plugins are listed, and keep the promises of a filter")
+
+    run([*pip, "--no-deps", str(work / "broken")])
+    printed = output([hfdataopt, "plugins"], folder, status=1)
+    cause = "FAILED 'broken' (broken-plugin 0.0.1): ModuleNotFoundError: No module named 'a_package_that_is_not_there'"
+    expect(cause in printed, f"'hfdataopt plugins' does not say why a plugin failed:\n{printed}")
+    rows, kept = folder / "rows.jsonl", folder / "kept.jsonl"
+    rows.write_text(
+        "".join(f'{{"text": "{text}"}}\n' for text in ("buy now " * 9, "the cat sat on the mat", "one more"))
+    )
+    options = ["--filter", "repetition", "--ngram", "2", "--threshold", "-0.15"]
+    output([hfdataopt, "select", *options, "--dataset", str(rows), "--output", str(kept)], folder)
+    count = len(kept.read_text().splitlines())
+    expect(count == 2, f"the filter repetition kept {count} of 3 rows, not the 2 that repeat nothing")
+    for file in (rows, kept):
+        file.unlink()
+    step("with a broken plugin beside it the third-party filter still works, and the cause is shown")
+
+
 def check_demo(binaries: Path, folder: Path) -> None:
     started = time.monotonic()
     printed = output([str(binaries / "hfdataopt"), "demo", "--smoke", "--output_dir", "report"], folder)
@@ -150,15 +208,15 @@ def run(command: list[str]) -> None:
     expect(done.returncode == 0, f"{' '.join(command)}: status {done.returncode}\n{done.stdout}{done.stderr}")
 
 
-def output(command: list[str], folder: Path) -> str:
-    """What a command prints, run in ``folder`` with nothing of this checkout or this environment in its way."""
+def output(command: list[str], folder: Path, status: int = 0) -> str:
+    """What a command that ends with this status prints, run in ``folder`` with nothing of this checkout or this environment in its way."""
     variables = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HFDATAOPT_", "VIRTUAL"))
     }
     variables |= {"HF_HUB_OFFLINE": "1", "PATH": os.pathsep.join([str(Path(command[0]).parent), os.defpath])}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=variables, timeout=DEMO_SECONDS)
     expect(
-        done.returncode == 0,
+        done.returncode == status,
         f"{' '.join(command)}: status {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-4000:]}",
     )
     expect("Traceback" not in done.stderr, f"{' '.join(command)} printed a traceback:\n{done.stderr[-4000:]}")
