@@ -125,7 +125,7 @@ def histogram(
         span = f"{number(left)} to {number(right)}"
         kind = "bar below" if signed and right <= 1e-12 else "bar"
         plot.bar(left, right, some, count, kind, f"{count} rows from {span}")
-        plot.bar(left, right, 0, some, "bar marked", f"{some} known label errors from {span}")
+        plot.bar(left, right, 0, some, "bar marked", f"{some} of {count} rows from {span} are known label errors")
     if low < 0 < high:
         at = plot.across(0)
         plot.add(f'<line class="zero" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
@@ -164,7 +164,8 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, description: str
     several = sum(one.low is not None for one in series)
     for turn, one in enumerate(series):
         aside = DODGE * (turn - (several - 1) / 2) if several else 0.0
-        points = [(plot.across(x) + aside, plot.down(y)) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(y)]
+        finite = [(x, y) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(y)]
+        points = [(plot.across(x) + aside, plot.down(y)) for x, y in finite]
         color = f"s{one.place % COLORS}"
         if one.low is not None and one.high is not None:
             for x, least, most in zip(one.x, one.low, one.high, strict=True):
@@ -179,7 +180,7 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, description: str
                 path.append(f"H{x:.1f}V{y:.1f}" if one.step else f"L{x:.1f} {y:.1f}")
             plot.add(f'<path class="line {color}" d="{"".join(path)}"/>')
         if one.dots:
-            for (x, y), at, value in zip(points, one.x, [y for y in one.y if math.isfinite(y)], strict=False):
+            for (x, y), (at, value) in zip(points, finite, strict=True):
                 title = escape(f"{one.name}: {number(value)} at {number(at)}")
                 plot.add(_marker(x, y, one.place, color, title, small=not one.line))
     return plot.svg(description)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hfdataopt import cli
 
@@ -30,6 +31,7 @@ def call(*words: Any) -> None:
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``pool.jsonl`` (rows 0 and 1 are hostile), ``scores/``, ``evaluation/``, two summaries, and ``search/``."""
+    torch.set_num_threads(1)  # the fixture that does so is for each test
     where = tmp_path_factory.mktemp("report")
     bert().save_pretrained(where / "model")
     tokenizer().save_pretrained(where / "model")

@@ -127,7 +127,7 @@ def test_words_are_read_from_right_to_left_where_they_begin_so(browser: Any, tmp
     from hfdataopt.report import write_report
 
     rows = Dataset.from_dict({"text": ["\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd", "plain words"]})
-    scores = Scores(np.array([0.0, 1.0]), [0, 1], metadata={"scorer": "x", "meaning": "helpfulness"})
+    scores = Scores(np.array([0.0, 1.0]), [0, 1], metadata={"meaning": "helpfulness", "by_position": True})
     where = write_report(tmp_path / "r.html", scores=scores, dataset=rows)
     context = browser.new_context()
     page = context.new_page()

@@ -299,8 +299,8 @@ def test_a_preference_search_shows_its_votes(tmp_path: Path) -> None:
 
     from ..prompting.searches import Duels, candidates, trainer
 
-    def judge(prompt: Any, answers: Any) -> int:
-        return int(answers[1] > answers[0])
+    def judge(prompts: Any, completions: Any, shuffle_order: bool = True) -> list[int]:
+        return [int(second > first) for first, second in completions]
 
     search = trainer(
         Duels(candidates=candidates(3)),
