@@ -16,10 +16,10 @@ def why_not_on_hub(name: str | os.PathLike[str]) -> str | None:
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
-    if path.exists():
-        return None
     if not text.strip():
         return "is an empty name"
+    if path.exists():
+        return None
     if (
         not text.startswith((".", "/", "~"))
         and _ID.fullmatch(text)

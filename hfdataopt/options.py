@@ -121,7 +121,7 @@ def describe(hint: Any) -> str:
     if origin is collections.abc.Callable:
         return "a callable"
     if origin in (list, tuple, dict):
-        inside = ["..." if part is Ellipsis else describe(part) for part in typing.get_args(hint)]
+        inside = ["..." if part in (Ellipsis, Any) else describe(part) for part in typing.get_args(hint)]
         return f"{origin.__name__}[{', '.join(inside)}]"
     return getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
 
@@ -167,5 +167,5 @@ def _entries(docstring: str, options: list[str]) -> dict[str, str]:
                 break
             found[name] = parts[0].rstrip(";")
             for other in more.split(", "):
-                found.setdefault(other, rest)
+                found.setdefault(other, rest.rstrip(";"))
     return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -478,3 +479,44 @@ def test_nice_with_a_reward_by_name_and_groups_of_queries(call, tmp_path, monkey
     assert status == 2
     assert "cannot be imported" in err[-1]
     assert "Traceback" not in "".join(err)
+
+
+def test_several_files_and_patterns_are_read_one_after_another(tmp_path):
+    for name, text in (("a", "one"), ("b", "two"), ("c", "three")):
+        Dataset.from_dict({"text": [text]}).to_json(tmp_path / f"part-{name}.jsonl")
+    named = [str(tmp_path / f"part-{name}.jsonl") for name in "cab"]
+    assert arguments.load_rows(named, "train")["text"][:] == ["three", "one", "two"]
+    assert arguments.load_rows(str(tmp_path / "part-*.jsonl"), "train")["text"][:] == ["one", "two", "three"]
+    assert [row["text"] for row in arguments.load_rows(named, "train", streaming=True)] == ["three", "one", "two"]
+    assert len(arguments.load_rows(str(tmp_path), "train")) == 3, "a folder of files"
+
+
+def test_evaluate_takes_a_config_file_too(call, model, files, tmp_path):
+    scores = tmp_path / "scores"
+    assert call("score", "--scorer", "loss", *base(model, files, scores))[0] == 0
+    (tmp_path / "evaluate.yaml").write_text(
+        f"scores: {scores}\npool: [{files / 'pool.jsonl'}]\nfractions: [0.5, 1]\noutput_dir: {tmp_path / 'out'}\nflipped: wrong\n"
+    )
+    status, _, err = call("evaluate", "--config", tmp_path / "evaluate.yaml")
+    assert (status, err) == (2, ["hfdataopt evaluate: the pool has no column 'wrong'; it has: sentence, class"])
+    (tmp_path / "demo.yaml").write_text("seeds: many\n")
+    status, _, err = call("demo", "--config", tmp_path / "demo.yaml")
+    assert (status, err) == (2, [f"hfdataopt demo: --config {tmp_path / 'demo.yaml'}: seeds takes int; got 'many'"])
+
+
+# -- help
+
+
+@pytest.mark.parametrize("component", host().all_components(), ids=lambda c: f"{c.kind}-{c.name}")
+def test_every_option_has_its_help(component):
+    from hfdataopt.options import option_help
+
+    described = option_help(component.cls)
+    assert [option for option in component.options if option not in described and option != "rule"] == []
+    if component.kind != "generator":
+        parser = arguments.Parser(prog="x")
+        arguments.add_component_options(parser, component, leave_out=("rule",))
+        text = " ".join(parser.format_help().split())
+        assert not re.search(r"\bAny[];,]", text)
+        assert "typing." not in text
+        assert "``" not in text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Optional
 import pytest
 
 from hfdataopt.errors import OptionError
-from hfdataopt.options import check_options, option_names
+from hfdataopt.options import check_options, option_help, option_names
 
 if TYPE_CHECKING:
     from somewhere import Absent
@@ -113,3 +113,42 @@ def test_an_annotation_that_cannot_be_read_is_an_error():
 def test_option_errors_are_value_errors():
     with pytest.raises(ValueError, match="count"):
         Component(count="1")
+
+
+def test_help_comes_from_the_docstrings_of_the_class_and_its_bases():
+    @dataclass
+    class Base:
+        """A base.
+
+        Args:
+            first: of the base,
+                on two lines.
+            second, third: both. fourth: within a line; fifth: too.
+
+        Afterwards: no option.
+        """
+
+        first: int = 0
+        second: int = 0
+        third: int = 0
+        fourth: int = 0
+        fifth: int = 0
+        sixth: int = field(default=0, metadata={"help": "of its field"})
+        seventh: int = 0
+
+    @dataclass
+    class Derived(Base):
+        """Derived.
+
+        Args:
+            first: of the class: see note: it stays.
+        """
+
+    assert option_help(Derived) == {
+        "first": "of the class: see note: it stays.",
+        "second": "both.",
+        "third": "both.",
+        "fourth": "within a line",
+        "fifth": "too.",
+        "sixth": "of its field",
+    }

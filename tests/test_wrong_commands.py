@@ -63,7 +63,9 @@ def folder(tmp_path_factory):
 SCORE = "score --scorer tracin --model model --pool pool.jsonl --queries pool.jsonl --output_dir out"
 NICE = "score --scorer nice --model lm --pool prompts.jsonl --queries prompts.jsonl --output_dir out --max_new_tokens 4"
 SELECT = "select --dataset pool.jsonl --output best.jsonl"
-OPTIMIZE = "optimize --optimizer ape --model lm --dataset prompts.jsonl --max_calls 100 --output_dir out"
+OPTIMIZE = (
+    "optimize --optimizer ape --model lm --dataset prompts.jsonl --max_calls 100 --max_new_tokens 4 --output_dir out"
+)
 EVALUATE = "evaluate --scores scores --pool pool.jsonl --output_dir ev"
 
 # What is typed, and what the line says: what arrived, then what to do.
@@ -162,7 +164,11 @@ WRONG = [
     (f"{NICE} --reward_funcs own_wrong_rewards:needs", "missing a required argument: 'answer'", "it gets prompts"),
     (f"{NICE} --reward_funcs ./reward-model", "'./reward-model' does not exist", "cannot be loaded"),
     (f"{OPTIMIZE} --reward_funcs own_wrong_rewards.narrow", "'own_wrong_rewards.narrow'", "'own_wrong_rewards:narrow'"),
-    (f"{OPTIMIZE} --items 5 --reward_funcs own_wrong_rewards:narrow", "'narrow' cannot be called", "should accept **kwargs"),
+    (
+        f"{OPTIMIZE} --items 5 --reward_funcs own_wrong_rewards:narrow",
+        "'narrow' cannot be called",
+        "should accept **kwargs",
+    ),
     (
         f"{OPTIMIZE} --reward_funcs own_wrong_rewards:needs --poolsize 3",
         "--poolsize",
