@@ -4,10 +4,12 @@ A world is a function that puts files into a folder and returns names. Which one
 (:func:`world_of`); a block that tells nothing lives in the world of the block before it.
 """
 
+import contextlib
 import functools
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
 from hfdataopt.attribution.rows import pad_batch
 from hfdataopt.demo import follower_tasks
 from hfdataopt.testing import tiny
+
+from ..sharing.conftest import FolderApi
 
 World = Callable[[Path], dict[str, Any]]
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
@@ -51,6 +55,8 @@ def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (place / "snapshots" / ("0" * 40)).symlink_to(source, target_is_directory=True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    own = type("HfApi", (FolderApi,), {"root": cache / "own", "calls": []})  # what is uploaded is kept in a folder
+    monkeypatch.setattr(huggingface_hub, "HfApi", own)
     if hasattr(transformers.utils.hub, "TRANSFORMERS_CACHE"):
         monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(cache))
 
@@ -58,8 +64,6 @@ def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @functools.cache
 def _models() -> dict[str, Path]:
     """Folders of models by the id that stands for them; made once."""
-    import tempfile
-
     root = Path(tempfile.mkdtemp(prefix="hfdataopt-docs-"))
     encoder = tiny.bert().bert
     for name, model, read in (
@@ -166,6 +170,7 @@ def filters(folder: Path) -> dict[str, Any]:
     rows = tiny.rows(1200, seed=1)
     return {
         "train": rows,
+        "dataset": rows,
         "target": tiny.rows(6, seed=2, topic=1),
         "validation": tiny.rows(6, seed=2, topic=1),
         "model": speaker(),
@@ -238,20 +243,75 @@ def local(folder: Path) -> dict[str, Any]:
     return {**search(folder), "model": follower_tasks.load_follower()[0]}
 
 
+def reported(folder: Path) -> dict[str, Any]:
+    """Scores by two methods and a search, in memory and in folders, with the rows that were scored."""
+    from hfdataopt import PromptConfig, PromptTrainer, Scores
+
+    shell(folder)
+    shutil.copytree(folder / "scores", folder / "out" / "loss")
+    model, tokenizer = follower_tasks.load_follower()
+    PromptTrainer(
+        "random",
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=follower_tasks.exact_match,
+        train_dataset=follower_tasks.rows("antonym", "train"),
+        args=PromptConfig(output_dir="search", max_calls=24, items=4, max_new_tokens=8, logging_steps=0),
+    ).train()
+    train, queries = (Dataset.from_json(str(folder / f"{name}.jsonl")) for name in ("train", "clean"))
+    return {"scores": Scores.load("scores"), "train": train, "validation": queries}
+
+
+def shared(folder: Path) -> dict[str, Any]:
+    """Scores, the dataset they are of, a store of gradients, and a hub that is a folder."""
+    import datasets
+    import huggingface_hub
+
+    from hfdataopt import Scores, attribute
+    from hfdataopt.gradients import GradientStore
+
+    dataset = tiny.encoded(6)
+    store = GradientStore.open_or_create(
+        "run/step-000120-1f0c2a9b/features", {"basis": "eigen"}, list(range(6)), rows_per_shard=6
+    )
+    store.write(0, {"features": torch.ones(6, 3)})
+    root = Path(huggingface_hub.HfApi.root)  # type: ignore[attr-defined]
+    return {
+        "scores": attribute(tiny.bert(), dataset, None, "random"),
+        "dataset": dataset,
+        "Scores": Scores,
+        "GradientStore": GradientStore,
+        "load_dataset": lambda name: datasets.load_dataset(str(root / name / "main"), cache_dir=str(folder / "cache")),
+    }
+
+
 def shell(folder: Path) -> dict[str, Any]:
-    """Files that command lines name: a classifier's checkpoints, labelled rows, a target, rewards, prompts."""
-    _checkpoints(folder, tiny.bert(), tiny.encoded(12, seed=1))
-    for name, seed in (("train", 1), ("clean", 2), ("rows", 3)):
-        data = tiny.texts(40, seed)
-        rows = [
-            {"sentence": row["text"], "text": row["text"], "class": row["label"], "label": row["label"]} for row in data
-        ]
-        _lines(folder / f"{name}.jsonl", rows)
-    for name in ("task", "target"):
-        _lines(folder / f"{name}.jsonl", [{"text": row["text"]} for row in tiny.texts(6, 4)])
-    _lines(folder / "prompts.jsonl", [dict(row) for row in follower_tasks.rows("antonym", "train")])
-    (folder / "my_rewards.py").write_text("from hfdataopt.demo.follower_tasks import exact_match  # noqa: F401\n")
+    """Files that command lines name: a classifier's checkpoints, labelled rows and their scores, a target, rewards, prompts."""
+    shutil.copytree(_files(), folder, dirs_exist_ok=True)
     return {}
+
+
+@functools.cache
+def _files() -> Path:
+    """The files of :func:`shell`, made once."""
+    from hfdataopt import attribute
+
+    folder = Path(tempfile.mkdtemp(prefix="hfdataopt-docs-"))
+    model, read = tiny.bert(), tiny.tokenizer()
+    with contextlib.chdir(folder):
+        _checkpoints(folder, model, tiny.encoded(12, seed=1))
+        for name, seed in (("train", 1), ("clean", 2), ("validation", 2), ("rows", 3)):
+            data = tiny.texts(40, seed)
+            both = [{"text": row["text"], "sentence": row["text"]} for row in data]
+            labels = [{"label": row["label"], "class": row["label"]} for row in data]
+            _lines(folder / f"{name}.jsonl", [text | label for text, label in zip(both, labels, strict=True)])
+        for name in ("task", "target"):
+            _lines(folder / f"{name}.jsonl", [{"text": row["text"]} for row in tiny.texts(6, 4)])
+        train, queries = (Dataset.from_json(str(folder / f"{name}.jsonl")) for name in ("train", "clean"))
+        attribute(model, train, queries, "rds", processing_class=read).save("scores")
+        _lines(folder / "prompts.jsonl", [dict(row) for row in follower_tasks.rows("antonym", "train")])
+        (folder / "my_rewards.py").write_text("from hfdataopt.demo.follower_tasks import exact_match  # noqa: F401\n")
+    return folder
 
 
 def bandits(folder: Path) -> dict[str, Any]:
@@ -285,11 +345,14 @@ def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 WORLDS: dict[str, World] = {
-    world.__name__: world for world in (classifier, sft, filters, grpo, search, local, shell, bandits, alone)
+    world.__name__: world
+    for world in (classifier, sft, filters, grpo, search, local, reported, shared, shell, bandits, alone)
 }
 # The first of these that a block matches.
 USES: list[tuple[str, World]] = [
     (r"@hookimpl|class \w+\(|^def test_", alone),
+    (r"write_report", reported),
+    (r"from_hub\(", shared),
     (r"PromptSampler\(", grpo),
     (r"PromptTrainer[^#]*processing_class=tokenizer", local),
     (r"PromptTrainer|WebJudge|serve_judge|prompting\.tasks|PromptConfig", search),
