@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from hfdataopt.console import say
 from hfdataopt.errors import DataError, GenerationError, OptionError
 from hfdataopt.generation.completion import Completion
 from hfdataopt.generation.generator import (
@@ -89,6 +90,7 @@ class EndpointGenerator(Generator):
     extra: dict[str, Any] | None = field(default=None, kw_only=True)
     chat: bool = field(default=True, kw_only=True)
     attempts: int = field(default=0, init=False, repr=False, compare=False)
+    _waited: bool = field(default=False, init=False, repr=False, compare=False)  # whether that was said
     _answered: bool = field(default=False, init=False, repr=False, compare=False)  # whether a request ever was
 
     def __post_init__(self) -> None:
@@ -170,8 +172,12 @@ class EndpointGenerator(Generator):
             before = f" besides {len(have)} from before" if have else ""
             raise GenerationError(
                 f"{WHO} {self.model!r}: {len(made)} of {len(jobs)} completions arrived{before}; {len(failures)} requests "
-                f"failed, {'that' if cause.for_all else 'the last one'} for row {keys[index]!r}: {cause}. What arrived is not "
-                "lost where completions are stored as they arrive: run again to go on from there"
+                f"failed, {'that' if cause.for_all else 'the last one'} for row {keys[index]!r}: {cause}"
+                + (
+                    ". What arrived is not lost where completions are stored as they arrive: run again to go on from there"
+                    if made or have
+                    else ""
+                )
             )
         check_refused(f"{WHO} {self.model!r}", len(refused), len(made))
         return table(prompts, n, have, made)
@@ -267,6 +273,9 @@ class EndpointGenerator(Generator):
                     raise _FinalError(f"{cause}{tries}", for_all) from None
                 if asked > LONGEST_RETRY_AFTER:
                     raise _FinalError(f"{cause}; it asks to come back after {asked:.0f} s") from None
+                if attempt and not self._waited:
+                    self._waited = True
+                    say(f"{WHO} {self.model!r}: still waiting after {attempt + 1} tries: {cause}")
             wait = max(asked, backoff(number, attempt))
             if allowed is not None and not allowed(wait):
                 raise _NotAllowed
@@ -333,7 +342,12 @@ class EndpointGenerator(Generator):
         text = f"{f'status {status}: ' if status else ''}{type(error).__name__}: {error}"
         key = self._key()
         text = text.replace(key, "***") if key else text
-        return " ".join(text.split())[:300]
+        text = " ".join(text.split())[:300]
+        return f"{text} ({self._about_key()})" if status in (401, 403) else text
+
+    def _about_key(self) -> str:
+        where = "HF_TOKEN, `hf auth login`" if self._at_hugging_face() else "OPENAI_API_KEY"
+        return f"{'a' if self._key() else 'no'} key was sent; it is taken from api_key= or {where}"
 
 
 def backoff(number: int, attempt: int) -> float:
@@ -358,7 +372,8 @@ def _again(error: BaseException) -> tuple[bool, float]:
     status = _status(error)
     if status is not None:
         asked = _retry_after(getattr(error, "response").headers.get("Retry-After"))  # noqa: B009
-        return status in (408, 429) or status >= 500, asked
+        spent = status == 429 and "insufficient_quota" in str(getattr(getattr(error, "response"), "text", ""))  # noqa: B009
+        return (status in (408, 429) or status >= 500) and not spent, asked
     if type(error).__name__ == "OfflineModeIsEnabled":
         return False, 0.0
     # the HTTP library of huggingface_hub is another one in another version

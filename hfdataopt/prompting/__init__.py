@@ -11,3 +11,36 @@
 - :mod:`~hfdataopt.prompting.meta_prompts`, :mod:`~hfdataopt.prompting.pool`, :mod:`~hfdataopt.prompting.white_box`,
   :mod:`~hfdataopt.prompting.likelihood`: what optimizers share
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfdataopt.prompting.candidate import Candidate, Comparison, Duel, Query, Trial, Vote
+    from hfdataopt.prompting.optimizer import Item, PreferenceOptimizer, PromptOptimizer, Services, Task
+
+_FROM = {
+    "candidate": ("Candidate", "Comparison", "Duel", "Query", "Trial", "Vote"),
+    "optimizer": ("Item", "PreferenceOptimizer", "PromptOptimizer", "Services", "Task"),
+}
+
+__all__ = [
+    "Candidate",
+    "Comparison",
+    "Duel",
+    "Item",
+    "PreferenceOptimizer",
+    "PromptOptimizer",
+    "Query",
+    "Services",
+    "Task",
+    "Trial",
+    "Vote",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _FROM.items():
+        if name in names:
+            return getattr(importlib.import_module(f"hfdataopt.prompting.{module}"), name)
+    raise AttributeError(f"module 'hfdataopt.prompting' has no attribute {name!r}")

@@ -21,7 +21,9 @@ class PromptConfig:
     )
     project: str = field(default="hfdataopt", metadata={"help": "Project name for trackers."})
     run_name: str | None = field(default=None, metadata={"help": "Name of the run for trackers."})
-    logging_steps: int = field(default=1, metadata={"help": "Say and log every so many steps; 0 = never."})
+    logging_steps: int = field(
+        default=1, metadata={"help": "Log every so many steps, and say a new best or every tenth of them; 0 = never."}
+    )
     resume_from_checkpoint: bool | None = field(
         default=None,
         metadata={
@@ -107,6 +109,8 @@ class PromptConfig:
                     setattr(self, name, json.loads(value))
                 except ValueError as error:
                     raise OptionError(f"PromptConfig: {name}={value!r} is not JSON: {error}") from error
+        if isinstance(self.start, str):
+            self.start = [self.start]
         check_options(self)
         for name, least in (
             *[(name, 0) for name in ("seed", "logging_steps", "leaders", "examples", "temperature", "max_seconds")],

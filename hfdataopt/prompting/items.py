@@ -78,7 +78,8 @@ def split_items(
         raise DataError(
             f"PromptTrainer: train_dataset has {len(shuffled)} row(s), but items={config.items} are scored"
             + (" and the optimizer needs others as examples" if more else "")
-            + f"; lower items to at most {max(len(shuffled) - more, 1)}, or give more rows"
+            + f"; lower items to at most {max(len(shuffled) - more, 1)} (to {max(len(shuffled) // 3, 1)}, say, which leaves fresh rows "
+            "to score the leaders on), or give more rows"
         )
     items, rest = shuffled[: config.items], shuffled[config.items :]
     shown = min(config.examples, len(rest) if fresh is not None else (len(rest) + 1) // 2)
@@ -95,7 +96,7 @@ def split_items(
         raise DataError(
             "PromptTrainer: the optimizer shows examples with their answers to a proposer, but "
             + ("examples=0" if not config.examples else f"no row has one (columns {', '.join(ANSWER_COLUMNS)})")
-            + "; set answer_column, or use an optimizer that needs none"
+            + "; set answer_column, or with your prompt as start= optimizer_options={'demonstrations': 0}, where it has that option"
         )
     return Split(tuple(items), tuple(rest[:shown]), tuple(fresh))
 
@@ -137,7 +138,7 @@ def _parts(row: Mapping[str, Any], position: int, what: str, blank: bool) -> tup
     if not (isinstance(prompt, str) and (blank or prompt.strip())) and not is_messages(prompt):
         raise DataError(
             f"PromptTrainer: {what}: row {row.get('row_id', position)!r} has no prompt (text or messages; got {prompt!r:.80}); its "
-            f"columns are {', '.join(row)}"
+            f"columns are {', '.join(row)}; rename yours to 'prompt'"
         )
     return prompt, answer
 

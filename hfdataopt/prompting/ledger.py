@@ -93,14 +93,21 @@ class Ledger:
             elif kind == "event":
                 self.events.append(line)
         self.kept = len(self.answers)
+        if found is not None and found != settings and not self.answers and not self.events:
+            self._lines.file.unlink()  # of another search that was never answered
+            self.sent.clear()
+            found, self.seconds = None, 0.0
         if found is None:
             self._lines.append({"kind": "search", "settings": settings})
         elif found != settings:
             name = next(name for name in {**found, **settings} if found.get(name) != settings.get(name))
+            change = f"{name} was {found.get(name)!r:.150} and is now {settings.get(name)!r:.150}"
+            if name == "dataset":
+                change = "dataset has other rows now, or they are split in another way"
             self.close()
             raise StoreError(
-                f"PromptTrainer: {str(self._lines.file)!r} holds another search ({name} was {found.get(name)!r:.150} and is now "
-                f"{settings.get(name)!r:.150}); give another output_dir, or resume_from_checkpoint=False to begin anew"
+                f"PromptTrainer: {str(self._lines.file)!r} holds another search ({change}); give "
+                "another output_dir, or resume_from_checkpoint=False to begin anew"
             )
 
     def request(self, key: str, role: str, content: Any) -> None:

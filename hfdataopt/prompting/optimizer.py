@@ -177,7 +177,7 @@ class PromptOptimizer:
         raise NotImplementedError
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """What came of candidates, in any order."""
+        """What came of candidates, in any order. An override calls ``super().tell``, by which :meth:`leaders` knows of them."""
         self.trials.extend(trials)
 
     @property
@@ -228,7 +228,7 @@ class PreferenceOptimizer(PromptOptimizer):
         raise NotImplementedError
 
     def tell(self, votes: Sequence[Vote]) -> None:  # type: ignore[override]
-        """Outcomes of duels, in any order; skipped and invalid ones too."""
+        """Outcomes of duels, in any order; skipped and invalid ones too. An override calls ``super().tell``."""
         self.votes.extend(votes)
 
     def forget(self, vote: Vote) -> None:

@@ -99,6 +99,8 @@ def plan(config: PromptConfig, optimizer: PromptOptimizer, split: Split, model: 
         if getattr(config, name) is not None:
             lines.append(f"{name}={getattr(config, name):g}")
     shape = f"{len(split.items)} items, {len(split.examples)} examples, {len(split.fresh)} fresh rows"
+    if not split.fresh and config.leaders:
+        lines.append("no row is left to score the leaders on again: lower items or examples, or give eval_dataset")
     first = f"{optimizer.name or type(optimizer).__name__}: {shape}"
     return "\n".join([first, "; ".join(lines), *([own] if own else [])])
 

@@ -60,6 +60,7 @@ class PromptResult:
         history: per step ``step, calls, judge_calls, tokens, score, best_score``.
         spent: calls, tokens, money; ``uncertain`` requests of killed runs were sent twice.
         prices: per million prompt and completion tokens, by role, as in ``PromptConfig``.
+        had_start: whether there was a prompt of before, ``PromptConfig.start``.
     """
 
     best: Candidate
@@ -73,6 +74,7 @@ class PromptResult:
     spent: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     prices: dict[str, tuple[float, float]] = field(default_factory=dict)
+    had_start: bool = False
 
     @property
     def prompt(self) -> Candidate:
@@ -123,6 +125,7 @@ class PromptResult:
             "spent": self.spent,
             "prices": {role: list(pair) for role, pair in self.prices.items()},
             "seconds": round(self.seconds, 3),
+            "caveats": self.caveats(),
             "versions": installed(),
         }
 
@@ -156,8 +159,29 @@ class PromptResult:
             lines.append(f"  {place}.{shown} {describe(leader.candidate)}")
         if self.win_rate is not None:
             rate, low, high, count = self.win_rate
-            lines.append(f"  beats the prompt of before on {rate:.0%} of {count} fresh items ({low:.0%} to {high:.0%})")
+            before = "the prompt of before" if self.had_start else "no prompt"
+            lines.append(f"  beats {before} on {rate:.0%} of {count} fresh items ({low:.0%} to {high:.0%})")
+        lines += [f"  note: {one}" for one in self.caveats()]
         return "\n".join(lines)
+
+    def caveats(self) -> list[str]:
+        """What keeps the result from meaning what it seems to."""
+        found = []
+        rewards = {float(x) for trial in self.trials for x in trial.rewards if not math.isnan(x)}
+        if len(rewards) == 1 and self.candidates > 1:
+            found.append(f"every answer was rewarded with {min(rewards):g}, so nothing tells one prompt from another")
+        own = next((leader for leader in self.leaders if leader.candidate.origin == "start"), None)
+        if own is None or not self.leaders:
+            return found
+        best = self.leaders[0]
+        if own is best and self.candidates > 1:
+            found.append("no prompt was found that is better than the one of before")
+        elif own is not best and best.fresh is not None and own.fresh is not None:
+            if best.fresh <= own.fresh:
+                found.append("on the fresh items the best is no better than the prompt of before")
+            elif best.low is not None and best.low <= own.fresh:
+                found.append("the prompt of before lies within the interval of the best: more fresh items would tell")
+        return found
 
 
 def votes_won(result: Mapping[str, Any]) -> tuple[list[int], list[float]]:

@@ -60,6 +60,8 @@ class RewardsLoop:
             by_key = {trial.candidate.key: trial for trial in whole}
             trials = [by_key.get(trial.candidate.key, trial) for trial in trials]
         if trials:
+            if not self.search.trials and all(math.isnan(reward) for trial in trials for reward in trial.rewards):
+                say(f"{WHO}: the reward functions had no opinion (None) on any of the first answers")
             self.search.optimizer.tell(trials)
             self.search.trials.extend(trials)
             self._step(trials)

@@ -23,6 +23,7 @@ from hfdataopt.prompting.tracking import write_table
 
 WHO = "PromptTrainer"
 Ended = tuple[Any, str]  # status and reason of a result
+LINES_APART = 10  # logged steps between two printed lines while the best stays the same
 
 
 class Search:
@@ -59,6 +60,7 @@ class Search:
         self.control = TrainerControl()
         self._callbacks, self._trainer = callbacks, trainer
         self._too_long: set[str] = set()
+        self._said: str | None = None  # the best that was printed last
 
     @property
     def budget(self) -> Budget:
@@ -109,7 +111,10 @@ class Search:
         every = self.config.logging_steps
         if every and step % every == 0:
             line = ", ".join(f"{name} {value:.4g}" for name, value in entry.items())
-            say(line + (f"; best {describe(best[0])}" if best else ""))
+            key = best and best[0].key
+            if key != self._said or step % (LINES_APART * every) == 0:
+                say(line + (f"; best {describe(best[0])}" if best else ""))
+                self._said = key
             numbers = entry | {"tokens": spent.tokens, "proposer_calls": spent.proposer_calls, "cost": spent.cost}
             self.log(numbers)
             self.event("on_log", logs=numbers)

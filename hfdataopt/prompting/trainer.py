@@ -246,7 +246,7 @@ class PromptTrainer:
         except BudgetSpent as spent:
             status, reason = "budget", str(spent)
         search.budget.kept = {}
-        found = self._leaders(reason)
+        found = self._leaders(reason, len(search.trials))
         win_rate = None
         if isinstance(loop, VotesLoop):
             leaders = [Leader(candidate, float("nan"), 0) for candidate in found]
@@ -265,6 +265,7 @@ class PromptTrainer:
             search.budget.spent.to_json(),
             search.budget.elapsed(),
             search.budget.prices,
+            bool(config.start),
         )
         metrics = _metrics(result)
         search.log(metrics)
@@ -272,7 +273,7 @@ class PromptTrainer:
         search.event("on_train_end")
         return result
 
-    def _leaders(self, reason: str) -> list[Candidate]:
+    def _leaders(self, reason: str, search_trials: int) -> list[Candidate]:
         found = self.optimizer.leaders(max(self.args.leaders, 1))
         trials = self.optimizer.trials
         if not found and trials and all(math.isnan(trial.score) for trial in trials):
@@ -282,6 +283,11 @@ class PromptTrainer:
             )
         if not found and isinstance(self.optimizer, PreferenceOptimizer) and self.optimizer.best is not None:
             found = [self.optimizer.best]
+        if not found and search_trials and not trials:
+            raise DataError(
+                f"{WHO}: {type(self.optimizer).__name__} was told {search_trials} trials and remembers none: its tell() must call "
+                "super().tell(trials), or it must define leaders()"
+            )
         if not found:
             raise DataError(
                 f"{WHO}: {self.optimizer.name} ended without a candidate ({reason}); the budget was too small for a first one, or "

@@ -351,6 +351,27 @@ def test_a_wrong_key_or_model_costs_one_request(server: Server, status: int) -> 
     assert len(server.requests) == 1
 
 
+def test_a_refused_key_says_where_keys_come_from(server: Server) -> None:
+    server.behave = lambda number, body: failing(401)
+    assert "(a key was sent; it is taken from api_key= or OPENAI_API_KEY)" in failure(make(server), ["one"], 1)
+    message = failure(make(server, api_key=None), ["one"], 1)
+    assert "(no key was sent; it is taken from api_key= or OPENAI_API_KEY)" in message
+    assert "What arrived" not in message
+
+
+def test_a_quota_that_is_spent_is_not_waited_for(server: Server) -> None:
+    reply = json.dumps({"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}).encode()
+    server.behave = lambda number, body: (429, {"Content-Type": "application/json"}, reply)
+    failure(make(server, concurrency=1), ["one"], 1)
+    assert len(server.requests) == 1
+
+
+def test_a_long_wait_is_said_once(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.behave = lambda number, body: failing(429, "slow down")
+    failure(make(server, concurrency=2), PROMPTS, 1)
+    assert capsys.readouterr().err.count("still waiting after 2 tries: status 429") == 1
+
+
 def test_a_key_that_runs_out_stops_the_rest(server: Server) -> None:
     """What is under way is kept; nothing more is sent, and nobody waits to try again."""
 

@@ -213,7 +213,7 @@ def test_models():
         (None, "model is missing"),
         (3, "model=3 is a int"),
         (Model, "model=Model is a class"),
-        ("/nowhere/at/all", "cannot load '/nowhere/at/all'"),
+        ("/nowhere/at/all", "'/nowhere/at/all' does not exist"),
     ):
         with pytest.raises(OptionError, match=match) as caught:
             PromptTrainer(Listed(candidates(1)), model=given, reward_funcs=digit, train_dataset=ROWS)

@@ -319,3 +319,17 @@ def test_hostile_text_cannot_drive_the_terminal_or_pass_for_ours():
 
 def test_plain_text_is_shown_as_it_is():
     assert visible("Zwölf Boxkämpfer\n\tनमस्ते 😀") == "Zwölf Boxkämpfer\n\tनमस्ते 😀"
+
+
+def test_a_function_without_shuffle_order_is_a_judge():
+    judge = begun(as_judge(lambda prompts, completions: [int(len(b) > len(a)) for a, b in completions]))
+    assert words(judge, question(0, "1", "22"), question(1, "22", "1")) == [SECOND, FIRST]
+
+
+def test_a_function_of_another_form_is_refused_before_the_search():
+    with pytest.raises(OptionError, match=r"the judge 'longest' cannot be called as judge\(prompts, completions\)"):
+        as_judge(longest)
+
+
+def longest(completion):
+    return 0

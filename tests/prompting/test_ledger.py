@@ -133,7 +133,7 @@ def test_another_search_in_the_folder_is_refused_and_named(tmp_path):
         "start": trainer(Listed(candidates(2)), **base, start=["mine"]),
         "parallel": trainer(Listed(candidates(2)), **base, parallel=2),
     }.items():
-        with pytest.raises(StoreError, match=f"holds another search \\({what} was") as caught:
+        with pytest.raises(StoreError, match=f"holds another search \\({what} (was|has)") as caught:
             one.train()
         assert "\n" not in str(caught.value)
         assert one.model.function.given == []
@@ -324,3 +324,18 @@ def test_without_a_folder_nothing_is_kept():
     ledger.answer("a", "model", text="x")
     assert ledger.answers["a"]["text"] == "x"
     assert CallableGenerator(Model()).describe() == CallableGenerator(Model()).describe()
+
+
+def test_a_search_that_was_never_answered_leaves_the_folder_free(tmp_path):
+    def refuses(prompts):
+        raise RuntimeError("no key")
+
+    base = {"output_dir": str(tmp_path), "leaders": 0}
+    with pytest.raises(Exception, match="no key"):
+        trainer(Listed(candidates(2)), refuses, **base).train()
+    assert lines(tmp_path, "request")
+    assert not lines(tmp_path, "answer")
+    result = trainer(Listed(candidates(2)), **base, seed=1).train()
+    assert result.spent["uncertain"] == 0
+    assert lines(tmp_path, "search")[0]["settings"]["seed"] == 1
+    assert len(lines(tmp_path, "search")) == 1

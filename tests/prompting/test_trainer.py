@@ -13,6 +13,7 @@ from hfdataopt.plugins import host
 from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.prompting.candidate import Candidate, Exemplar, Query
 from hfdataopt.prompting.items import read_items
+from hfdataopt.prompting.result import Leader, PromptResult
 from hfdataopt.statistics import mean_interval, reward_interval
 
 from .searches import CHAT_ROWS, ROWS, Listed, Model, Proposer, candidates, comparable, digit, digit_of, trainer
@@ -441,3 +442,52 @@ def test_items_of_a_large_dataset_are_a_sample_of_it():
     assert len(found) == items.MOST_ROWS
     assert max(one.id for one in found) > items.MOST_ROWS + 4000
     assert all(one.prompt == f"p{one.id}" for one in found[::997])
+
+
+# -- results that mean less than they seem to
+
+
+def test_an_optimizer_that_forgets_what_it_was_told_is_named():
+    class Forgets(Listed):
+        def tell(self, trials):
+            pass
+
+    with pytest.raises(DataError, match=r"Forgets was told 2 trials and remembers none: its tell\(\) must call super"):
+        trainer(Forgets(candidates(2))).train()
+
+
+def test_rewards_that_are_all_the_same_are_said():
+    result = trainer(Listed(candidates(3)), reward_funcs=lambda completions, **_: [1.0] * len(completions)).train()
+    assert result.caveats() == ["every answer was rewarded with 1, so nothing tells one prompt from another"]
+    assert "note: every answer" in str(result)
+    assert trainer(Listed(candidates(3))).train().caveats() == []
+
+
+def test_a_best_that_is_no_better_than_the_prompt_of_before_is_said():
+    found = {}
+    for score in (0.9, 0.5, 0.1):
+        before, better = Leader(Candidate("before", origin="start"), 0.5, 5, 0.5, 0.4, 0.6, 5), Candidate("better")
+        best = Leader(better, 0.9, 5, score, score - 0.1, score + 0.1, 5)
+        found[score] = PromptResult(better, "budget", "", [best, before]).caveats()
+    assert found[0.9] == []
+    assert found[0.5] == found[0.1] == ["on the fresh items the best is no better than the prompt of before"]
+    near = Leader(better, 0.9, 5, 0.55, 0.45, 0.65, 5)
+    assert "within the interval" in PromptResult(better, "budget", "", [near, before]).caveats()[0]
+
+
+def test_the_prompt_of_before_may_be_one_text():
+    one = trainer(Listed([]), start="Answer.")
+    assert one.args.start == ["Answer."]
+    one.train()
+    assert one.best_prompt == "Answer."
+
+
+def test_no_fresh_row_is_said():
+    assert "no row is left to score the leaders on again" in trainer(Listed(candidates(1)), rows=ROWS[:5]).plan()
+    assert "no row is left" not in trainer(Listed(candidates(1))).plan()
+
+
+def test_rewards_without_an_opinion_are_said_at_the_first(capsys):
+    with pytest.raises(DataError, match="none of the 2 trials has a reward"):
+        trainer(Listed(candidates(2)), reward_funcs=lambda completions, **_: [None] * len(completions)).train()
+    assert "had no opinion (None) on any of the first answers" in capsys.readouterr().err

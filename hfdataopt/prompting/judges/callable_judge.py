@@ -1,5 +1,6 @@
 """Judges that are functions, as TRL had them."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ class CallableJudge(Judge):
     """A judge written for older TRL: ``judge(prompts, completions, shuffle_order=True) -> list[int]``, or an object with it.
 
     It gets texts and pairs of texts, and returns the index of the better one; -1 means that it could not say (``invalid``).
-    It is told not to shuffle, for the loop has done so.
+    It is told not to shuffle, if it takes ``shuffle_order``, for the loop has done so.
     """
 
     def __init__(self, judge: Any) -> None:
@@ -23,11 +24,20 @@ class CallableJudge(Judge):
                 "PromptTrainer: a judge is a hfdataopt judge or judge(prompts, completions, shuffle_order=True) -> list[int]; "
                 f"got {judge!r:.200}"
             )
+        self._keywords: dict[str, Any] = {"shuffle_order": False}
+        if not _takes(self._judge, self._keywords):
+            self._keywords = {}
+            if not _takes(self._judge, {}):
+                raise OptionError(
+                    f"PromptTrainer: the judge {getattr(self._judge, '__name__', self._judge)!r:.100} cannot be called as "
+                    "judge(prompts, completions): prompts are texts, completions pairs of texts; it returns the index of the better "
+                    "one for each"
+                )
 
     def decide(self, questions: Sequence[Question]) -> list[Comparison]:
         prompts = [transcript(question.prompt) for question in questions]
         pairs = [list(texts_of(question, "judge")) for question in questions]
-        words = self._judge(prompts, pairs, shuffle_order=False)
+        words = self._judge(prompts, pairs, **self._keywords)
         words = words.tolist() if hasattr(words, "tolist") else words
         if not isinstance(words, list | tuple) or len(words) != len(questions):
             raise DataError(
@@ -44,6 +54,16 @@ class CallableJudge(Judge):
         from hfdataopt.attribution.identity import fingerprint
 
         return {"kind": "callable", "judge": fingerprint(self._judge)}
+
+
+def _takes(judge: Any, keywords: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(judge).bind([], [], **keywords)
+    except TypeError:
+        return False
+    except ValueError:  # a built-in, which tells no signature
+        return True
+    return True
 
 
 def as_judge(judge: Any) -> Judge:
