@@ -73,7 +73,7 @@ def test_no_flags_are_the_defaults():
         ({"final_share": 1.0}, "final_share=1.0 must be at least 0 and below 1"),
         ({"temperature": -0.1}, "temperature"),
         ({"minibatch_size": 20}, "minibatch_size=20 must be below items=20"),
-        ({"start": "be"}, "option start='be' is not allowed"),
+        ({"start": 3}, "option start=3 is not allowed"),
         ({"reward_weights": ["a"]}, "reward_weights"),
         ({"optimizer_options": "{"}, "optimizer_options='{' is not JSON"),
         ({"optimizer_options": "[1]"}, "optimizer_options"),
