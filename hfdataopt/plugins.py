@@ -282,8 +282,10 @@ class Host:
         """Every registered plugin, and the hooks it implements."""
         found = []
         for name, source in self.sources.items():
-            callers = self.manager.get_hookcallers(self.manager.get_plugin(name)) or []
-            found.append((source, sorted(caller.name for caller in callers)))
+            plugin = self.manager.get_plugin(name)
+            if plugin is not None:
+                callers = self.manager.get_hookcallers(plugin) or []
+                found.append((source, sorted(caller.name for caller in callers)))
         return found
 
     def trace(self) -> Callable[[], None]:

@@ -109,7 +109,7 @@ def meaning(case: Case) -> None:
         case.fail(
             f"meaning is {said!r}", 'Set `meaning: ClassVar[str]` to what a high score says, such as "a longer text"'
         )
-    looks = cls.needs_queries if case.kind == "scorer" else cls.needs_target  # type: ignore[attr-defined]
+    looks = cls.needs_queries if case.kind == "scorer" else cls.needs_target
     module, _, base = BASES[case.kind].partition(":")
     inherited = next(one for one in cls.__mro__ if "meaning" in vars(one))
     if said == "helpfulness" and not looks and (inherited.__module__, inherited.__name__) == (module, base):
@@ -149,8 +149,7 @@ def global_random_states(case: Case) -> Iterator[None]:
     import torch
 
     def states() -> list[Any]:
-        kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the state that must not change
-        return [random.getstate(), (kind, keys.tolist(), *rest), torch.get_rng_state().tolist()]
+        return [random.getstate(), repr(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()]  # noqa: NPY002
 
     before = states()
     yield

@@ -358,6 +358,7 @@ def in_a_trainer(case: ScorerCase) -> None:
             "a training with it as a callback ends with other weights than one without",
             "Draw from generators of your own, and leave the model, its gradients and its mode alone",
         )
+    assert callback.scores is not None
     if len(callback.scores) != len(case.pool):
         case.fail(
             f"gave {len(callback.scores)} scores for {len(case.pool)} rows in a Trainer", "Score all of view.pool"
@@ -392,4 +393,5 @@ def _train(case: ScorerCase, folder: str, *callbacks: Any, save_strategy: str = 
         if type(one).__name__ == "PrinterCallback":
             trainer.remove_callback(one)
     trainer.train()
+    assert trainer.model is not None
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}

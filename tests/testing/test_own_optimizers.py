@@ -9,8 +9,8 @@ from hfdataopt.testing.kit import NotChecked, make_case, run_check
 from tests.testing.test_own_scorers import parameters
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("apohf", "copeland-ts", "double-ts", "linear-dueling"), {"pool_size": 6}),
-    **dict.fromkeys(("instinct", "zopo"), {"pool_size": 12}),
+    **{key: {"pool_size": 6} for key in ("apohf", "copeland-ts", "double-ts", "linear-dueling")},
+    **{key: {"pool_size": 12} for key in ("instinct", "zopo")},
     "exemplars": {"base": "ape"},
     "instructzero": {"pool_size": 16},
 }
