@@ -52,6 +52,8 @@ def words(subject: Subject, parts: dict[str, Any], question: str | None) -> Word
 
 def percent(share: float) -> str:
     """A share in percent, with a digit after the point where it is small."""
+    if 0.995 <= share < 1:
+        return "over 99 %"
     return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 

@@ -87,7 +87,9 @@ def _method(name: str, scores: Scores) -> dict[str, Any]:
         "rows": len(scores),
         "scored": scored,
         "queries": len(queries) if queries else None,
-        "moments": f"step {', '.join(map(str, steps))}" if steps else "–",
+        "moments": "–"
+        if not steps
+        else f"step {steps[0]}" + (f" to {steps[-1]} ({len(steps)} times)" if len(steps) > 1 else ""),
         "precision": visible(str(moments[-1].get("precision") or "–")) if moments else "–",
         "ids": "position in the dataset" if scores.by_position else "column row_id",
         "options": [(visible(str(key)), visible(str(value))) for key, value in (told.get("options") or {}).items()],
