@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -61,9 +62,11 @@ def example_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.kind == "python" for b in blocks(p))], ids=lambda p: p.name)
-def test_python_blocks_run(page: Path, folder: Path) -> None:
-    names: dict[str, Any] = {"__name__": "page"}
-    known = None
+def test_python_blocks_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("page_of_the_docs")  # a real one, for what looks up the source of a class or pickles it
+    module.__file__ = str(folder / "page_of_the_docs.py")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    names, known, lines = vars(module), None, ""
     for block in blocks(page):
         if block.kind != "python":
             continue
@@ -75,6 +78,8 @@ def test_python_blocks_run(page: Path, folder: Path) -> None:
         if world is not known:
             names |= world(folder)
             known = world
+        lines += "\n" * (block.line - 1 - lines.count("\n")) + block.text
+        Path(module.__file__).write_text(lines)
         try:
             exec(code, names)
         except Exception as error:
