@@ -61,7 +61,9 @@ def example_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     del sys.modules["hfdataopt_repetition"]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.kind == "python" for b in blocks(p))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(b.kind == "python" for b in blocks(p))], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_python_blocks_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("page_of_the_docs")  # a real one, for what looks up the source of a class or pickles it
     module.__file__ = str(folder / "page_of_the_docs.py")

@@ -39,6 +39,14 @@ ENCODER, CAUSAL, CHAT_MODEL, CLIP = (
 )
 
 
+_KEPT: list[Any] = []  # temporary folders, which go when the process ends
+
+
+def _folder() -> Path:
+    _KEPT.append(tempfile.TemporaryDirectory(prefix="hfdataopt-docs-"))
+    return Path(_KEPT[-1].name)
+
+
 # -- the hub
 
 
@@ -64,7 +72,7 @@ def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @functools.cache
 def _models() -> dict[str, Path]:
     """Folders of models by the id that stands for them; made once."""
-    root = Path(tempfile.mkdtemp(prefix="hfdataopt-docs-"))
+    root = _folder()
     encoder = tiny.bert().bert
     for name, model, read in (
         ("encoder", encoder, tiny.tokenizer()),
@@ -296,7 +304,7 @@ def _files() -> Path:
     """The files of :func:`shell`, made once."""
     from hfdataopt import attribute
 
-    folder = Path(tempfile.mkdtemp(prefix="hfdataopt-docs-"))
+    folder = _folder()
     model, read = tiny.bert(), tiny.tokenizer()
     with contextlib.chdir(folder):
         _checkpoints(folder, model, tiny.encoded(12, seed=1))
