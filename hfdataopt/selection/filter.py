@@ -133,6 +133,7 @@ class Filter:
             say_once_that_text_is_the_key()
         fitted = copy.copy(self)
         fitted.set(
+            version=self.version,  # into the state of the instance, which is what datasets hashes
             code=_code(type(self).__mro__) + _code_given(self),
             with_ids=pool.with_ids,
             read=self.reads(pool.columns, "the dataset"),

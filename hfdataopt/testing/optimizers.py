@@ -19,7 +19,7 @@ from hfdataopt.prompting.config import PromptConfig
 from hfdataopt.prompting.optimizer import PreferenceOptimizer
 from hfdataopt.prompting.trainer import PromptTrainer
 from hfdataopt.testing import search, tiny
-from hfdataopt.testing.common import global_random_states, seed_globally
+from hfdataopt.testing.common import global_random_states, other_random_states
 from hfdataopt.testing.kit import Case, CheckFailure, NotChecked, promise
 
 CALLS = 70  # completions of a search
@@ -65,6 +65,7 @@ class OptimizerCase(Case):
         *,
         n: int = 1,
         services: Any = None,
+        late: bool = False,
         shuffled: bool = False,
         answer: Callable[[Any, int], Any] | None = None,
         watch: Callable[[Any, list[Any], list[Any]], None] | None = None,
@@ -73,7 +74,8 @@ class OptimizerCase(Case):
         """A whole search, of a copy unless an optimizer is given.
 
         Args:
-            shuffled: outcomes come in any order, some of them late.
+            late: some outcomes come later, when other things were asked.
+            shuffled: and in any order.
             answer: the outcome of the i-th question in the place of :meth:`outcome`.
             watch: called with the optimizer, what was asked and what is pending, before it is told.
         """
@@ -97,7 +99,7 @@ class OptimizerCase(Case):
                 break
             if shuffled:
                 rng.shuffle(pending)
-            cut = rng.randint(1, len(pending)) if shuffled and found else len(pending)
+            cut = rng.randint(1, len(pending)) if (late or shuffled) and found else len(pending)
             outcomes = [(answer or self.outcome)(one, len(told) + place) for place, one in enumerate(pending[:cut])]
             optimizer.tell(outcomes)
             told += outcomes
@@ -179,8 +181,8 @@ def asks_as_agreed(case: OptimizerCase) -> None:
 def deterministic(case: OptimizerCase) -> None:
     """The same seed gives the same search, whatever the global random state is."""
     case.needs_baseline("deterministic")
-    seed_globally(1)
-    one, other = case.baseline.trace(), case.play().trace()
+    with other_random_states():
+        one, other = case.baseline.trace(), case.play().trace()
     if one != other:
         place = next(
             (i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
@@ -238,7 +240,7 @@ def nothing_twice(case: OptimizerCase) -> None:
                     "Remember candidate.key of what was asked; return another candidate, more items, or nothing to end the search",
                 )
 
-    case.play(n=3, shuffled=True, watch=watch)
+    case.play(n=3, late=True, watch=watch)
 
 
 def _pair(asked: Any) -> Any:

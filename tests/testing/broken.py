@@ -342,12 +342,13 @@ class FilterThatSeeds(GoodFilter):
         return super().score(batch)
 
 
-@breaks("filter", "version-in-fingerprint", "Write `version: int = field(default=2, init=False)`")
+@breaks("filter", "version-in-fingerprint", "a higher version has the same fingerprint")
 @dataclass(frozen=True)
 class FilterOfTheSameVersion(GoodFilter):
-    """A version that is no field."""
+    """Its version is not sent along."""
 
-    version = 2
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("version", "code")}
 
 
 @breaks("filter", "same-on-a-stream", "on a stream of the same rows, scores differ")
@@ -528,13 +529,22 @@ class OptimizerThatRepeats(GoodOptimizer):
 
 @breaks("optimizer", "any-order", "raised KeyError when outcomes came in another order")
 @dataclass
-class OptimizerThatOnlyKnowsItsOwn(GoodOptimizer):
-    """A candidate that was never asked for is an error."""
+class OptimizerThatCountsOnTheOrder(GoodOptimizer):
+    """Outcomes must come as they were asked for."""
+
+    def start(self, task: Any) -> None:
+        super().start(task)
+        self.waiting: list[str] = []
+
+    def ask(self, n: int, pending: Any = (), services: Any = None) -> Any:
+        found = super().ask(n, pending, services)
+        self.waiting += [one.key for one in found]
+        return found
 
     def tell(self, trials: Any) -> None:
         super().tell(trials)
         for trial in trials:
-            if trial.candidate.key not in self.seen:
+            if trial.candidate.key in self.waiting and self.waiting.pop(0) != trial.candidate.key:
                 raise KeyError(trial.candidate.key)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from hfdataopt import testing
 from hfdataopt.errors import OptionError
+from hfdataopt.testing import tiny
 from hfdataopt.testing.kit import CheckFailure, checks_of, conformance, make_case, run_check, run_checks
 from tests.testing.broken import BROKEN, GOOD, GoodFilter, GoodScorer
 
@@ -58,7 +59,7 @@ def test_a_declared_failure_is_no_failure_and_one_that_passes_is_told() -> None:
         CheckFailure, match=r"UNEXPECTED +batch-size +passes, but was expected to fail \(counts the rows of a batch\)"
     ):
         testing.check_filter(GoodFilter(), expected_failures=OWN)
-    with pytest.raises(CheckFailure, match="FAILED +batch-size"):
+    with pytest.raises(CheckFailure, match=r"FAILED +batch-size"):
         testing.check_filter(broken())
 
 
@@ -99,8 +100,9 @@ def test_data_of_ones_own() -> None:
 
     data = Dataset.from_dict({"text": ["a", "b c", "d e f", "g h i j"]})
     assert testing.check_filter(GoodFilter(), dataset=data).passed
-    case = make_case(GoodScorer(), pool=testing.tiny.encoded(9, 4)) if hasattr(testing, "tiny") else None
-    assert case is None or len(case.pool) == 9
+    case = make_case(GoodScorer(), pool=tiny.encoded(9, 4))
+    assert len(case.pool) == 9
+    assert case.pool["row_id"][:2] == ["row 0", "row 1"]
 
 
 FILE = """
@@ -138,7 +140,11 @@ def test_the_decorator_makes_one_test_per_check(tmp_path: Any) -> None:
         ".",
     ]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd(), "COLUMNS": "400"},
     )
     lines = done.stdout.splitlines()
     assert any(
