@@ -42,6 +42,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     for failure in failures:
         print(f"FAILED {failure.source}: {failure.reason}")
     expected = dict(map(_expected, given.expect))
+    _check_names(expected, {one.kind for one in components})
     good = [_check(component, options, expected) for component in components]
     if len(good) > 1:
         print(f"{sum(good)} of {len(good)} components keep all promises that could be checked")
@@ -77,10 +78,19 @@ def _expected(text: str) -> tuple[str, str]:
     return name.strip(), reason.strip()
 
 
-def _check(component: Component, options: dict[str, Any], expected: dict[str, str]) -> bool:
-    from hfdataopt.testing.kit import checks_of, known_failures, make_case, run_checks
+def _check_names(expected: dict[str, str], kinds: set[str]) -> None:
+    from hfdataopt.testing.kit import checks_of
 
-    known_failures(component.kind, {name: why for name, why in expected.items() if name in checks_of(component.kind)})
+    known = {name: None for kind in sorted(kinds) for name in checks_of(kind)}
+    for name in expected:
+        if name not in known:
+            raise OptionError(f"--expect {name}=...: no check is called {name!r}; there are: {', '.join(known)}")
+
+
+def _check(component: Component, options: dict[str, Any], expected: dict[str, str]) -> bool:
+    from hfdataopt.testing.kit import checks_of, make_case, run_checks
+
+    mine = {name: reason for name, reason in expected.items() if name in checks_of(component.kind)}
     who = f"{component.kind} {component.name!r} of plugin {component.source}"
     try:
         case = make_case(component.name, component.kind, **options)
@@ -88,6 +98,6 @@ def _check(component: Component, options: dict[str, Any], expected: dict[str, st
         print(f"{who}\n  NOT CHECKED: {first_line(error)}")
         return False
     case.who = f"{component.kind} {component.name!r}"
-    report = run_checks(case, expected)
+    report = run_checks(case, mine)
     print(f"{who}\n{str(report).partition(chr(10))[2]}")
     return report.passed

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
@@ -92,6 +92,13 @@ def test_the_table_of_checks_is_that_of_the_kit() -> None:
 # -- a test of each hook
 
 
+def made(**hooks: Any) -> ModuleType:
+    """A module with these hooks."""
+    plugin = ModuleType("made")
+    vars(plugin).update({name: hookimpl(function) for name, function in hooks.items()})
+    return plugin
+
+
 def registered(component: type, kind: str) -> list[str]:
     """Names after registering a plugin with this component, and one by another name."""
 
@@ -100,10 +107,8 @@ def registered(component: type, kind: str) -> list[str]:
         register(component, name="other")
 
     register_them.__name__ = KINDS[kind]
-    plugin = ModuleType("made")
-    setattr(plugin, KINDS[kind], hookimpl(register_them))
     alone = Host()
-    alone.register(plugin, Source("made"))
+    alone.register(made(**{KINDS[kind]: register_them}), Source("made"))
     assert alone.hooks() == [(Source("made"), [KINDS[kind]])]
     return sorted(alone.components[kind])
 
@@ -140,7 +145,7 @@ def test_hook_register_generators() -> None:
 @contextmanager
 def observing(**hooks: Any) -> Iterator[None]:
     """These hooks, registered with the host that everybody uses."""
-    plugin = SimpleNamespace(**{name: hookimpl(function) for name, function in hooks.items()})
+    plugin = made(**hooks)
     host().register(plugin, Source("observer"))
     try:
         yield
@@ -188,8 +193,7 @@ def test_hook_after_trial() -> None:
 
 def test_tracing_prints_calls_and_results_cut(capsys: Any) -> None:
     alone = Host()
-    plugin = SimpleNamespace(per_example_loss=hookimpl(lambda model, batch: ("x" * 999, 3)))
-    alone.register(plugin, Source("long"))
+    alone.register(made(per_example_loss=lambda model, batch: ("x" * 999, 3)), Source("long"))
     stop = alone.trace()
     alone.hook.per_example_loss(model="a model", batch={})
     stop()
@@ -198,7 +202,7 @@ def test_tracing_prints_calls_and_results_cut(capsys: Any) -> None:
     lines = err.splitlines()
     assert out == ""
     assert "per_example_loss [hook]" in lines[0]
-    assert any("model: a model" in line for line in lines)
+    assert any("model: 'a model'" in line for line in lines)
     assert any("finish per_example_loss --> ('xxx" in line and line.endswith("...") for line in lines)
     assert max(map(len, lines)) <= 160
     assert "another" not in err
