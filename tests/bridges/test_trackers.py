@@ -4,6 +4,7 @@ import json
 import sqlite3
 import struct
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,7 @@ def logged_by_wandb(file):
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part
             record, parts = Record.FromString(parts), b""
+            found |= {"ended": True} if record.WhichOneof("record_type") == "exit" else {}
             for item in record.history.item:
                 found.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
     return found
@@ -138,7 +140,9 @@ def test_wandb_offline(tmp_path, monkeypatch):
     with track("wandb", project="bridges", run="mine"):
         scores = use()
     (file,) = tmp_path.rglob("run-*.wandb")
-    found = logged_by_wandb(file)
+    until = time.monotonic() + 60
+    while "ended" not in (found := logged_by_wandb(file)) and time.monotonic() < until:
+        time.sleep(0.2)  # the package's own process writes a little longer than finish() waits
     assert found["scores/loss/mean"] == [pytest.approx(scores.values.mean())]
     assert found["selection/kept"] == [5]
     assert found["votes/preferred"] == [1, 1, 2]
