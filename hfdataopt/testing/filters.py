@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from hfdataopt.errors import DataError, first_line
+from hfdataopt.errors import DataError, MissingDependencyError, first_line
 from hfdataopt.testing import tiny
 from hfdataopt.testing.common import global_random_states, other_random_states
 from hfdataopt.testing.kit import Case, NotChecked, promise
@@ -91,6 +91,8 @@ def one_score_per_row(case: FilterCase) -> None:
     """It can be fitted, and adds one number to each row."""
     try:
         values = case.baseline
+    except MissingDependencyError:
+        raise
     except Exception as error:
         case.fail(
             f"cannot score {len(case.dataset)} rows: {type(error).__name__}: {first_line(error)}",

@@ -18,7 +18,7 @@ from hfdataopt.attribution.rows import pad_batch
 from hfdataopt.attribution.scorer import Scorer
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.console import quiet
-from hfdataopt.errors import first_line
+from hfdataopt.errors import MissingDependencyError, first_line
 from hfdataopt.testing import tiny
 from hfdataopt.testing.common import global_random_states, other_random_states
 from hfdataopt.testing.kit import Case, NotChecked, promise
@@ -127,6 +127,8 @@ def one_score_per_row(case: ScorerCase) -> None:
     """It scores: one number for each row of the pool, [rows] or [rows, queries]."""
     try:
         scores = case.baseline
+    except MissingDependencyError:
+        raise
     except Exception as error:
         case.fail(
             f"cannot score {len(case.pool)} rows: {type(error).__name__}: {first_line(error)}",
@@ -299,17 +301,17 @@ def resumable(case: ScorerCase) -> None:
     with tempfile.TemporaryDirectory() as folder, small_shards():
         whole = Interrupting()
         expected = case.scores(data_collator=whole).values
-        for at in sorted({max(1, whole.calls // 2), whole.calls}):
-            with suppress(KeyboardInterrupt):
-                case.scores(data_collator=Interrupting(at), output_dir=f"{folder}/{at}")
-            for what in ("begun again", "looked up"):
-                found = case.scores(data_collator=Interrupting(), output_dir=f"{folder}/{at}").values
-                if not np.array_equal(found, expected, equal_nan=True):
-                    case.fail(
-                        f"a run that was interrupted at batch {at} of {whole.calls} and {what} gave other scores than one that was not",
-                        "Put into the name or manifest of what you keep in view.folder everything it depends on, write it whole "
-                        "(view.per_row and view.sharded do), and draw by row id and seed instead of going on with a generator",
-                    )
+        at = max(1, whole.calls // 2)
+        with suppress(KeyboardInterrupt):
+            case.scores(data_collator=Interrupting(at), output_dir=f"{folder}/run")
+        for what in ("begun again", "looked up"):
+            found = case.scores(data_collator=Interrupting(), output_dir=f"{folder}/run").values
+            if not np.array_equal(found, expected, equal_nan=True):
+                case.fail(
+                    f"a run that was interrupted at batch {at} of {whole.calls} and {what} gave other scores than one that was not",
+                    "Put into the name or manifest of what you keep in view.folder everything it depends on, write it whole "
+                    "(view.per_row and view.sharded do), and draw by row id and seed instead of going on with a generator",
+                )
 
 
 @promise("reads-target", "scorer")
