@@ -1,6 +1,7 @@
 """Every hook has a heading with its exact signature, a test of this module and a caller in hfdataopt; so do the checks of the kit."""
 
 import ast
+import functools
 import inspect
 import re
 import sys
@@ -48,6 +49,7 @@ def faults(hooks: dict[str, Any], page: str, tests: Any) -> list[str]:
     ]
 
 
+@functools.cache
 def called() -> set[str]:
     """Hooks that are called: as an attribute of ``.hook``, or for registration."""
     found = set(KINDS.values())
