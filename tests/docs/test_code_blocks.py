@@ -5,6 +5,7 @@ Blocks of output are left out: those without a language, or marked ``text``, tha
 
 import argparse
 import importlib
+import os
 import runpy
 import shlex
 import sys
@@ -169,11 +170,15 @@ def check_script(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
     monkeypatch.setattr(sys, "argv", [str(script), *words[1:]])
     monkeypatch.syspath_prepend(str(script.parent))
-    before = set(sys.modules)
+    before, environment = set(sys.modules), dict(os.environ)
     try:
         with pytest.raises(Parsed):
             runpy.run_path(str(script), run_name="__main__")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{script.name} needs {error.name}, which is not installed")
     finally:
+        os.environ.clear()  # scripts set variables of their own
+        os.environ.update(environment)
         for name in set(sys.modules) - before:
             if (
                 getattr(sys.modules[name], "__file__", None)

@@ -171,7 +171,7 @@ def test_layers_without_saved_weights_are_the_same_at_each_load(folders):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "/nowhere/at/all"}, "x: cannot load model='/nowhere/at/all'"),
+        ({"model": "/nowhere/at/all"}, "x: the folder model='/nowhere/at/all' does not exist"),
         ({"model": 3}, "model must be a hub id, a folder or a live model; got int"),
         ({"model": tiny.gpt2()}, "a live model needs processing_class="),
         ({"model": tiny.gpt2(), "processing_class": tiny.tokenizer(), "device": "cpu"}, "move the live model itself"),
