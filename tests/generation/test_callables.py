@@ -192,7 +192,7 @@ def test_models_of_transformers(tmp_path: Path) -> None:
     assert as_generator(str(tmp_path), max_new_tokens=4, temperature=0.0).generate(["the film"], 1, keys=[0]) == wanted
     by_name = hfdataopt.get_generator("transformers", model=str(tmp_path), max_new_tokens=4, temperature=0.0)
     assert by_name.generate(["the film"], 1, keys=[0]) == wanted
-    with pytest.raises(OptionError, match="nothing. does not exist"):
+    with pytest.raises(OptionError, match="nothing' does not exist"):
         as_generator(str(tmp_path / "nothing"))
     with pytest.raises(
         OptionError, match="LocalGenerator has no option 'max_tokens'; it accepts: processing_class, max"

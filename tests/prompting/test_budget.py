@@ -139,9 +139,9 @@ def test_the_plan_of_every_optimizer(name, limits):
     parts = {"proposer": Proposer(), "encoder": len, "white_box": WhiteBox(llama(), tokenizer(special=False))}
     try:
         one = trainer(name, **parts, max_calls=100, **limits)
+        lines = one.plan().splitlines()
     except MissingDependencyError as error:
         pytest.skip(str(error))
-    lines = one.plan().splitlines()
     proposals = "max_proposer_calls=30 buys 30 proposals" if limits else "no limit of proposals"
     assert (proposals in lines[1]) == ("proposer" in one.optimizer.needs)
     if issubclass(kind, RoundsOptimizer):
