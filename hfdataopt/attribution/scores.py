@@ -296,17 +296,15 @@ class Scores:
         from hfdataopt.sharing.repository import upload
         from hfdataopt.sharing.scores import DOCUMENT, write_scores
 
-        with tempfile.TemporaryDirectory() as work:
-            write_scores(self, Path(work), tokens=tokens, model=model, dataset=dataset)
-            return upload(
-                Path(work),
-                repo_id,
-                DOCUMENT,
-                private=private,
-                token=token,
-                revision=revision,
-                commit_message=commit_message,
-            )
+        return upload(
+            lambda folder: write_scores(self, folder, tokens=tokens, model=model, dataset=dataset),
+            repo_id,
+            DOCUMENT,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
 
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> "Scores":

@@ -371,8 +371,9 @@ def _again(error: BaseException) -> tuple[bool, float]:
     """Whether the same request may succeed later, and how many seconds the server asks to wait."""
     status = _status(error)
     if status is not None:
-        asked = _retry_after(getattr(error, "response").headers.get("Retry-After"))  # noqa: B009
-        spent = status == 429 and "insufficient_quota" in str(getattr(getattr(error, "response"), "text", ""))  # noqa: B009
+        response: Any = getattr(error, "response", None)
+        asked = _retry_after(response.headers.get("Retry-After"))
+        spent = status == 429 and "insufficient_quota" in str(getattr(response, "text", ""))
         return (status in (408, 429) or status >= 500) and not spent, asked
     if type(error).__name__ == "OfflineModeIsEnabled":
         return False, 0.0

@@ -15,7 +15,6 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,17 +248,15 @@ class GradientStore:
         from hfdataopt.sharing.repository import upload
         from hfdataopt.sharing.store import DOCUMENT, write_store
 
-        with tempfile.TemporaryDirectory() as work:
-            write_store(self, Path(work))
-            return upload(
-                Path(work),
-                repo_id,
-                DOCUMENT,
-                private=private,
-                token=token,
-                revision=revision,
-                commit_message=commit_message,
-            )
+        return upload(
+            lambda folder: write_store(self, folder),
+            repo_id,
+            DOCUMENT,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
 
     @classmethod
     def from_hub(

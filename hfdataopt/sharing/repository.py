@@ -1,7 +1,7 @@
 """What goes to and comes from a dataset repository of the hub."""
 
-import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ _GITS_OWN = (".gitattributes", "README.md")
 
 
 def upload(
-    folder: Path,
+    write: Callable[[Path], None],
     repo_id: str,
     document: str,
     *,
@@ -20,7 +20,7 @@ def upload(
     revision: str | None,
     commit_message: str,
 ) -> str:
-    """Make ``folder`` the content of the dataset repository, which is created where there is none; its URL.
+    """Make what ``write`` puts into a folder the content of the dataset repository, which is created where there is none; its URL.
 
     Args:
         document: the file by which a repository is known as one of this kind.
@@ -34,29 +34,31 @@ def upload(
     _check_id(repo_id)
     api = huggingface_hub.HfApi(token=token)
     where: dict[str, Any] = {"repo_id": repo_id, "repo_type": "dataset"}
-    try:
-        url = api.create_repo(**where, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(**where, branch=revision, exist_ok=True)
-        there = [name for name in api.list_repo_files(**where, revision=revision) if name not in _GITS_OWN]
-        if there and document not in there:
-            raise StoreError(
-                f"the repository {repo_id!r} holds something else ({', '.join(sorted(there)[:3])}); nothing was uploaded. Choose "
-                "another name"
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        try:
+            url = api.create_repo(**where, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(**where, branch=revision, exist_ok=True)
+            there = [name for name in api.list_repo_files(**where, revision=revision) if name not in _GITS_OWN]
+            if there and document not in there:
+                raise StoreError(
+                    f"the repository {repo_id!r} holds something else ({', '.join(sorted(there)[:3])}); nothing was uploaded. Choose "
+                    "another name"
+                )
+            api.upload_folder(
+                **where,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                delete_patterns="data/*.parquet",  # shards of an earlier upload
             )
-        api.upload_folder(
-            **where,
-            folder_path=os.fspath(folder),
-            revision=revision,
-            commit_message=commit_message,
-            delete_patterns="data/*.parquet",  # shards of an earlier upload
-        )
-    except (StoreError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # of the network, the hub, or a disk
-        raise StoreError(
-            f"nothing could be uploaded to {repo_id!r}: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        except (StoreError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # of the network, the hub, or a disk
+            raise StoreError(
+                f"nothing could be uploaded to {repo_id!r}: {type(error).__name__}: {first_line(error)}"
+            ) from error
     return str(url)
 
 
