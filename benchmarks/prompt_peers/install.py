@@ -1,4 +1,4 @@
-"""An environment for each rival: ``python benchmarks/rivals/install.py FOLDER``.
+"""An environment for each rival: ``python benchmarks/prompt_peers/install.py FOLDER``.
 
 The versions are fixed; what pip chose for the rest is written to ``FOLDER/NAME.txt``. None of them may install torch: the
 model is behind HTTP.

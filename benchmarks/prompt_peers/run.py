@@ -1,7 +1,7 @@
 """Rivals on the demo's small follower, at the budgets and on the rows of ``prompt_search.py``.
 
-    python benchmarks/rivals/install.py ENVIRONMENTS
-    python benchmarks/rivals/run.py --environments ENVIRONMENTS --out rivals.jsonl       # goes on where it was stopped
+    python benchmarks/prompt_peers/install.py ENVIRONMENTS
+    python benchmarks/prompt_peers/run.py --environments ENVIRONMENTS --out rivals.jsonl       # goes on where it was stopped
     python benchmarks/prompt_search.py --report runs.jsonl rivals.jsonl
 
 Each search is a process in the rival's own environment that talks to ``follower_server.py`` in this one. The accuracy of
