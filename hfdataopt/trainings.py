@@ -19,6 +19,7 @@ from hfdataopt.attribution.rows import Rows
 from hfdataopt.attribution.scorer import Scorer
 from hfdataopt.console import say
 from hfdataopt.errors import OptionError, StoreError
+from hfdataopt.files import no_link
 from hfdataopt.gradients import weights_hash
 from hfdataopt.options import check_range
 from hfdataopt.retraining import Metric, Recipe, Train, UtilityName, fine_tune, name_of, utility
@@ -185,7 +186,7 @@ class Trainings:
         assert self.folder is not None
         file = self.folder / f"outcomes-{self.processes.index}.jsonl"
         try:
-            with file.open("ab+") as stream:
+            with open(file, "ab+", opener=no_link) as stream:
                 if stream.tell():
                     stream.seek(-1, os.SEEK_END)
                     whole = stream.read(1) == b"\n"

@@ -1,23 +1,23 @@
 """``AttributionCallback``: a scorer inside ``transformers.Trainer`` or ``trl.SFTTrainer``, without touching the training."""
 
-import json
 import os
 import sys
 import weakref
-from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
+from hfdataopt.attribution.dropped import rows_dropped
 from hfdataopt.attribution.moment import Moment
 from hfdataopt.attribution.prepare import prepare_dataset, query_rows
-from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.rows import ROW_ID, Rows, check_map_style
 from hfdataopt.attribution.run import Aggregate, ScoringRun
 from hfdataopt.attribution.scorer import Scorer, When
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError, StoreError
+from hfdataopt.files import JsonLines
+from hfdataopt.gradients import weights_hash
 from hfdataopt.plugins import get_scorer
 
 _FOLDERS: "weakref.WeakValueDictionary[str, AttributionCallback]" = weakref.WeakValueDictionary()
@@ -74,23 +74,43 @@ class AttributionCallback(TrainerCallback):
             raise OptionError(f"AttributionCallback: batch_size={batch_size!r} must be a whole number of at least 1")
         self.when: When = when or self.scorer.default_when
         self.trainer = trainer
-        self.scores: Scores | None = None
+        self._scores: Scores | None = None
+        self._trained = False
         self._queries, self._pool, self._output_dir, self._batch_size = queries, pool, output_dir, batch_size
         self._query_group, self._aggregate = query_group, aggregate
         self._run: ScoringRun | None = None
         self._state: Any = None
         self._rates: _LearningRates | None = None
 
+    @property
+    def scores(self) -> Scores:
+        """The scores of the last training.
+
+        Raises:
+            DataError: there are none, since training has not come to the moment that is scored.
+        """
+        if self._scores is not None:
+            return self._scores
+        who = f"AttributionCallback({self.scorer.name!r})"
+        if self._trained:
+            raise DataError(f"{who}: training ended before the first moment ({self.when}); there are no scores")
+        raise DataError(
+            f"{who} has no scores yet: they are made while the trainer that it was added to trains ({self.when}); call trainer.train() "
+            f"first, or score without a trainer: attribute(model, pool, queries, {self.scorer.name!r})"
+        )
+
     # -- events
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model, loader = kwargs["model"], kwargs["train_dataloader"]
-        self.scores = None
+        self._scores, self._trained = None, False
         self._refuse_unsupported(args, loader)
         collate, keep = loader.collate_fn, getattr(loader.dataset, "column_names", None)
         keep = keep and [*keep, "label", "labels"]
         processing_class = kwargs.get("processing_class")
         pool = self._make_pool(loader, collate, keep, model, processing_class)
+        if self._pool is None:
+            pool.dropped = rows_dropped(loader.dataset, args)
         queries = self._make_queries(collate, keep, model, processing_class)
         folder = os.path.abspath(self._output_dir or os.path.join(args.output_dir, "attribution", self.scorer.name))
         self._claim(folder, state)
@@ -107,13 +127,16 @@ class AttributionCallback(TrainerCallback):
             query_group=self._query_group,
             aggregate=self._aggregate,
             identity={"model": type(model).__name__},
+            initial_weights=weights_hash(model) if state.global_step == 0 else None,
         )
+        if run.processes.is_main:
+            self._tell_of_dropped_rows(pool)
         run.check(model, [kwargs.get("optimizer")])
         run.open(resumed_step=state.global_step)
         run.prepare(model)
         self._run = run
         assert run.folder is not None
-        self._rates = _LearningRates(run.folder, state.global_step, run.processes)
+        self._rates = _LearningRates(run, state.global_step)
         if self.when == "train_begin":
             if state.global_step == 0 or not run.results:
                 if state.global_step > 0 and run.processes.is_main:
@@ -144,6 +167,7 @@ class AttributionCallback(TrainerCallback):
             self._observe(args, state, kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trained = True
         if self.when == "train_end":
             self._observe(args, state, kwargs)
         if self.when != "train_begin" and self._run is not None:
@@ -173,8 +197,8 @@ class AttributionCallback(TrainerCallback):
 
     def _finish(self, args: Any, state: Any) -> None:
         assert self._run is not None
-        self.scores = self._run.finish()
-        values = self.scores.values
+        self._scores = self._run.finish()
+        values = self._scores.values
         report = {f"attribution/{self.scorer.name}/{name}": float(value) for name, value in _summary(values).items()}
         report[f"attribution/{self.scorer.name}/seconds"] = round(self._run.seconds, 3)
         if self.trainer is not None:
@@ -224,6 +248,23 @@ class AttributionCallback(TrainerCallback):
                     "Train on train_dataset=with_row_ids(dataset) and use trainer.add_callback(AttributionCallback(..., "
                     "trainer=trainer)), or pass pool= the dataset as it was prepared"
                 )
+
+    def _tell_of_dropped_rows(self, pool: Rows) -> None:
+        """Say it where rows are known by position, and positions are not those of the dataset that was handed over."""
+        if pool.dropped == 0 or ROW_ID in (getattr(pool.source, "column_names", None) or []):
+            return
+        what = (
+            f"the trainer dropped {pool.dropped} row(s) while it prepared the data (nothing to learn within max_length)"
+            if pool.dropped
+            else "whether the trainer dropped rows while it prepared the data cannot be seen"
+        )
+        given = (
+            "" if self.trainer is not None else " and trainer.add_callback(AttributionCallback(..., trainer=trainer))"
+        )
+        say(
+            f"{self.scorer.name}: {what}, so row ids of these scores are positions among the {len(pool)} rows that are left, not in your "
+            f"dataset, which select refuses then; to keep ids: train_dataset=with_row_ids(dataset){given}"
+        )
 
     def _make_pool(self, loader: Any, collate: Any, keep: Any, model: Any, processing_class: Any) -> Rows:
         if self._pool is not None:
@@ -278,38 +319,37 @@ def _summary(values: Any) -> dict[str, float]:
 
 
 class _LearningRates:
-    """The learning rate of each optimizer step, on disk so that a resumed run has those from before."""
+    """The learning rate of each optimizer step, on disk so that a resumed run has those from before.
 
-    def __init__(self, folder: Path, resumed_step: int, processes: Processes):
-        self.file = folder / "learning_rates.jsonl"
-        self.write = processes.is_main
-        self.rates: dict[int, float] = processes.run_on_main(lambda: self._take_up(resumed_step))
+    The first line tells after which step they begin, so that lost ones are noticed.
+    """
 
-    def _take_up(self, resumed_step: int) -> dict[int, float]:
+    def __init__(self, run: ScoringRun, resumed_step: int):
+        assert run.folder is not None
+        self.lines = JsonLines(run.folder / "learning_rates.jsonl", run.scorer.name)
+        self.write = run.processes.is_main
+        self.rates: dict[int, float] = run.processes.run_on_main(lambda: self._take_up(resumed_step, run.taken_up))
+
+    def _take_up(self, resumed_step: int, taken_up: bool) -> dict[int, float]:
         """The rates up to the resumed step; later ones, of steps that will be taken again, are dropped from the file."""
-        rates = {}
-        if self.file.is_file() and resumed_step > 0:
-            for line in self.file.read_text().splitlines():
-                try:
-                    step, rate = json.loads(line)
-                except ValueError:  # the last line of a killed run may be cut short
-                    continue
-                if step <= resumed_step:
-                    rates[step] = rate
-        self._write("".join(f"{json.dumps(item)}\n" for item in rates.items()), "w")
+        found = list(self.lines.read()) if resumed_step > 0 else []
+        since = next((line["since"] for line in found if "since" in line), None)
+        rates = {line["step"]: line["rate"] for line in found if line.get("step", resumed_step + 1) <= resumed_step}
+        begin = resumed_step if since is None else since
+        lost = resumed_step > 0 and taken_up and since is None
+        if lost or len(rates) != resumed_step - begin:
+            raise StoreError(
+                f"{self.lines.who}: learning rates of steps before {resumed_step} are damaged or gone in {str(self.lines.file)!r}, and "
+                "they weigh the moments; remove the folder and train again, or score saved checkpoints: "
+                "attribute(..., checkpoints=[...])"
+            )
+        self.lines.replace([{"since": begin}, *({"step": step, "rate": rate} for step, rate in rates.items())])
         return rates
-
-    def _write(self, text: str, mode: str) -> None:
-        try:
-            with self.file.open(mode) as stream:
-                stream.write(text)
-        except OSError as error:
-            raise StoreError(f"learning rates cannot be written to {str(self.file)!r}: {error}") from error
 
     def add(self, step: int, rate: Any) -> None:
         self.rates[step] = float(rate)
         if self.write:
-            self._write(f"{json.dumps([step, float(rate)])}\n", "a")
+            self.lines.append({"step": step, "rate": float(rate)})
 
     def mean(self, since: int, until: int) -> float | None:
         """Mean rate of the steps after ``since`` up to ``until``; None where no step was taken."""

@@ -30,18 +30,19 @@ from hfdataopt.attribution.moment import Moment
 from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.quiet import untouched
 from hfdataopt.attribution.reader import write_json
-from hfdataopt.attribution.rows import ROW_ID, Rows, sample_hashes
+from hfdataopt.attribution.rows import ROW_ID, Rows, row_hashes, sample_hashes
 from hfdataopt.attribution.scorer import MEANINGS, Result, Scorer, mean_over_queries
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.attribution.view import View
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError, StoreError
-from hfdataopt.files import write_whole
+from hfdataopt.files import is_intact, sealed, with_checksum, without_checksum, write_whole
 from hfdataopt.gradients import MemoryLimit, weights_hash
 from hfdataopt.plugins import host
 from hfdataopt.versions import installed
 
 Aggregate = Literal["mean", "max"]
+_MOMENT_FOLDER = re.compile(r"step-\d{6,}-[0-9a-f]{8}")
 EXPLAIN_TOKENS = 20_000_000  # input_ids kept beside the scores for `explain`, at most (80 MB)
 
 
@@ -55,6 +56,8 @@ class ScoringRun:
         query_group, aggregate: a column of the queries; scores are averaged over the queries of a group, then the ``mean`` or
             ``max`` over groups is taken (LESS, Xia et al. 2024, section 4.2, takes the max over subtasks).
         identity: JSON values that say what is scored; a folder with others holds another run.
+        initial_weights: a hash of the weights that training starts from, where it starts; finished scores of a training from others
+            are another run's.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class ScoringRun:
         query_group: str | None = None,
         aggregate: Aggregate = "mean",
         identity: dict[str, Any] | None = None,
+        initial_weights: str | None = None,
     ):
         self.scorer = scorer
         self.pool = pool
@@ -99,6 +103,7 @@ class ScoringRun:
             "queries": _fingerprint(self.queries) if self.queries is not None else None,
             "autocast": autocast,
             **(identity or {}),
+            **({} if initial_weights is None else {"initial_weights": initial_weights}),
         }
 
     # -- the folder
@@ -111,35 +116,53 @@ class ScoringRun:
         """
         if self.folder is None:
             return
-        self.taken_up = self.processes.run_on_main(lambda: self._prepare_folder(resumed_step))
+        self.taken_up, kept = self.processes.run_on_main(lambda: self._prepare_folder(resumed_step))
+        self._document.update(kept)
         recorded = self.processes.run_on_main(self._recorded)
         for entry in recorded["moments"]:
+            if not _MOMENT_FOLDER.fullmatch(entry["folder"]):
+                raise StoreError(
+                    f"{str(self.folder / 'run.json')!r} names {entry['folder']!r:.80}, no folder of a moment"
+                )
             result = self._load_result(self.folder / entry["folder"])
             if result is not None:
                 moment = Moment(entry["step"], entry["learning_rate"], entry["epoch"])
                 self._take(moment, entry["weights"], result)
+            elif entry["step"] < resumed_step:
+                raise StoreError(
+                    f"{self.scorer.name}: the scores of step {entry['step']} in {str(self.folder / entry['folder'])!r} are damaged or "
+                    "gone, and so are the weights of that step; train again from the beginning in another folder, or score the "
+                    "checkpoints that are left: attribute(..., checkpoints=[...])"
+                )
         self.pending = recorded["pending"]
 
-    def _prepare_folder(self, resumed_step: int) -> bool:
-        """Make the folder ready; whether this very run was recorded there."""
+    def _prepare_folder(self, resumed_step: int) -> tuple[bool, dict[str, Any]]:
+        """Make the folder ready; whether this very run was recorded there, and what a resumed run keeps of its record."""
         assert self.folder is not None
         file = self.folder / "run.json"
-        taken_up = False
+        taken_up, kept = False, {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if file.is_file():
-                found = json.loads(file.read_text())
-                differs = [name for name in self._document if found.get(name) != self._document[name]]
+                found = without_checksum(json.loads(file.read_text()))
+                compared = set(self._document)
+                if not (self.folder / "scores.json").is_file():  # nothing that was finished is lost
+                    compared.discard("initial_weights")
+                differs = [
+                    name for name in self._document if name in compared and found.get(name) != self._document[name]
+                ]
                 taken_up = not differs
+                if taken_up and resumed_step and "initial_weights" in found:
+                    kept = {"initial_weights": found["initial_weights"]}
                 if differs and not self.replace:
                     raise StoreError(
-                        f"{str(self.folder)!r} holds a run of scorer {found.get('scorer')!r} whose {' and '.join(differs)} differ from this "
+                        f"{str(self.folder)!r} holds a run of scorer {found.get('scorer')!r} whose {_words(differs)} differ from this "
                         f"run's; choose another output_dir or remove the folder"
                     )
                 if differs:
                     say(
-                        f"{self.scorer.name}: replacing the scores of an earlier run with other {' and '.join(differs)} "
-                        f"in {self.folder}"
+                        f"{self.scorer.name}: replacing the scores of an earlier run with other {_words(differs)} "
+                        f"in {self.folder}; output_dir= of the callback keeps both"
                     )
                     shutil.rmtree(self.folder)
                     self.folder.mkdir(parents=True)
@@ -148,16 +171,19 @@ class ScoringRun:
             if resumed_step == 0:
                 moments = [entry for entry in moments if entry["step"] == 0 and self.at_start]
             pending = recorded["pending"] if recorded["pending"] == resumed_step > 0 else None
-            write_json(file, {**self._document, "moments": moments, "pending": pending}, self.scorer.name)
-        except (OSError, json.JSONDecodeError) as error:
-            raise StoreError(f"{self.scorer.name}: the folder {str(self.folder)!r} cannot be used: {error}") from error
-        return taken_up
+            self._write_record({**self._document, **kept, "moments": moments, "pending": pending})
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{self.scorer.name}: the folder {str(self.folder)!r} cannot be used: {error}; choose another output_dir, or remove "
+                "the folder"
+            ) from error
+        return taken_up, kept
 
     def _recorded(self) -> dict[str, Any]:
         """The finished moments in ``run.json``, and the step of the pending one or None."""
         assert self.folder is not None
         file = self.folder / "run.json"
-        found = json.loads(file.read_text()) if file.is_file() else {}
+        found = without_checksum(json.loads(file.read_text())) if file.is_file() else {}
         return {"moments": found.get("moments", []), "pending": found.get("pending")}
 
     @contextlib.contextmanager
@@ -261,8 +287,11 @@ class ScoringRun:
             {**dataclasses.asdict(moment), "weights": weights, "folder": _moment_folder(moment, weights)}
             for moment, weights, _ in self.results
         ]
-        document = {**self._document, "moments": moments, "pending": pending}
-        write_json(self.folder / "run.json", document, self.scorer.name)
+        self._write_record({**self._document, "moments": moments, "pending": pending})
+
+    def _write_record(self, document: dict[str, Any]) -> None:
+        assert self.folder is not None
+        write_json(self.folder / "run.json", with_checksum(document), self.scorer.name)
 
     def _save_result(self, folder: Path, result: Result) -> None:
         arrays = {
@@ -272,21 +301,22 @@ class ScoringRun:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / "result.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+            data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+            write_whole(folder / "result.safetensors", sealed(data))
         except OSError as error:
             raise StoreError(f"{self.scorer.name}: the result cannot be written to {str(folder)!r}: {error}") from error
-        write_json(folder / "result.json", result.metadata, self.scorer.name)
+        write_json(folder / "result.json", with_checksum(result.metadata), self.scorer.name)
 
     def _load_result(self, folder: Path) -> Result | None:
-        if not (folder / "result.json").is_file():
+        """What :meth:`_save_result` wrote; None where it is not there, or is damaged."""
+        if not (folder / "result.json").is_file() or not is_intact(folder / "result.safetensors"):
+            return None
+        try:
+            metadata = without_checksum(json.loads((folder / "result.json").read_text()))
+        except (OSError, ValueError):
             return None
         arrays = load_file(folder / "result.safetensors")
-        return Result(
-            arrays["values"],
-            arrays.get("matrix"),
-            arrays.get("standard_errors"),
-            json.loads((folder / "result.json").read_text()),
-        )
+        return Result(arrays["values"], arrays.get("matrix"), arrays.get("standard_errors"), metadata)
 
     # -- the end
 
@@ -296,7 +326,7 @@ class ScoringRun:
         scores.save(self.folder)
         current = {_moment_folder(moment, weights) for moment, weights, _ in self.results}
         for folder in self.folder.iterdir():
-            if re.fullmatch(r"step-\d{6,}-[0-9a-f]{8}", folder.name) and folder.name not in current:
+            if _MOMENT_FOLDER.fullmatch(folder.name) and folder.name not in current:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self) -> Scores:
@@ -341,6 +371,7 @@ class ScoringRun:
                 **({} if self.groups is None else {"query_group": self.query_group, "aggregate": self.aggregate}),
                 "rows": len(self.pool),
                 "by_position": ROW_ID not in (getattr(self.pool.source, "column_names", None) or []),
+                "dropped": self.pool.dropped,
                 "sample": sample_hashes(self.pool.source, self.pool.ids),
                 "query_ids": None if self.queries is None else self.queries.ids,
                 "moments": [{**dataclasses.asdict(m), "weights": w, **r.metadata} for m, w, r in results],
@@ -349,6 +380,7 @@ class ScoringRun:
             pool_tokens=_tokens(self.pool),
             query_tokens=_tokens(self.queries) if self.queries is not None else None,
             tokenizer=self.processing_class,
+            row_hashes=row_hashes(self.pool.source),
         )
         if self.folder is not None:
             self.processes.run_on_main(lambda: self._keep(scores))
@@ -357,6 +389,10 @@ class ScoringRun:
             where = f"; saved in {self.folder}" if self.folder is not None else ""
             say(f"{scores}; {len(results)} moment{'s' * (len(results) > 1)}, {self.seconds:.1f} s{where}")
         return scores
+
+
+def _words(names: list[str]) -> str:
+    return " and ".join(name.replace("_", " ") for name in names)
 
 
 def _read_groups(

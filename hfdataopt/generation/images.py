@@ -46,9 +46,11 @@ class ImageCompletion:
         """Read what :meth:`to_json` wrote; ``DataError`` for anything else."""
         try:
             name, text = Path(str(document["image"])).name, str(document["text"])
-            with _pil().open(Path(folder) / name) as image:
+            with _pil().open(
+                Path(folder) / name, formats=["PNG"]
+            ) as image:  # other formats have readers that run programs
                 image.load()
-        except (KeyError, TypeError, OSError) as error:
+        except (KeyError, TypeError, OSError, _pil().DecompressionBombError) as error:
             raise DataError(
                 f"a stored image cannot be read from {str(folder)!r}: {document!r} ({type(error).__name__}: {error})"
             ) from error

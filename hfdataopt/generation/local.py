@@ -316,7 +316,7 @@ def _load(where: str, kind: str, **options: Any) -> Any:
     if (why := why_not_on_hub(where)) is not None:
         raise OptionError(f"{WHO}: the model folder {where!r} {why}")
     try:
-        return getattr(transformers, kind).from_pretrained(where, **options)
+        return getattr(transformers, kind).from_pretrained(where, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise OptionError(f"{WHO}: {kind} cannot load {where!r}: {first_line(error)}") from error
 

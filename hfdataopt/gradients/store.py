@@ -8,16 +8,17 @@ A store is a folder::
 
 Shard ``k`` holds rows ``k * rows_per_shard`` to ``(k + 1) * rows_per_shard``. A file appears under its name only when
 it is complete (temporary name, fsync, rename), so a killed run repeats less than one shard, and several processes may
-write different shards of one store. Nothing is ever pickled.
+write different shards of one store. Each carries a CRC-32, and one that is damaged counts as missing. Nothing is ever pickled.
 """
 
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hfdataopt.errors import DataError, StoreError
-from hfdataopt.files import write_whole
+from hfdataopt.files import is_intact, sealed, write_whole
 
 _FORMAT = 1
+_LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -126,6 +128,7 @@ class GradientStore:
         self.manifest = manifest["of"]
         self.row_ids = row_ids
         self.rows_per_shard: int = manifest["rows_per_shard"]
+        self._intact: set[int] = set()  # shards that were read through once, or written here
 
     @classmethod
     def open_or_create(
@@ -175,9 +178,13 @@ class GradientStore:
         """The store in ``folder``, whatever it holds: look at ``.manifest`` and ``.row_ids``."""
         path = Path(folder)
         manifest, ids = _read_json(path / "manifest.json"), _read_json(path / "row_ids.json")
-        if manifest.get("format") != _FORMAT:
-            raise StoreError(f"store {path}: format {manifest.get('format')} arrived, this version reads {_FORMAT}")
-        if hashlib.sha256(json.dumps(ids).encode()).hexdigest() != manifest["row_ids"]:
+        form = manifest.get("format") if isinstance(manifest, dict) else None
+        if form != _FORMAT:
+            raise StoreError(f"store {path}: format {form!r:.80} arrived, this version reads {_FORMAT}")
+        per_shard = manifest.get("rows_per_shard")
+        if type(per_shard) is not int or per_shard < 1 or not isinstance(manifest.get("of"), dict):
+            raise StoreError(f"store {path}: manifest.json is damaged; delete the folder and run again")
+        if hashlib.sha256(json.dumps(ids).encode()).hexdigest() != manifest.get("row_ids") or not isinstance(ids, list):
             raise StoreError(
                 f"store {path}: row_ids.json does not belong to manifest.json; delete the folder and run again"
             )
@@ -194,7 +201,7 @@ class GradientStore:
         return range(start, min(start + self.rows_per_shard, len(self.row_ids)))
 
     def missing_shards(self) -> list[int]:
-        """Shards that are not there yet, or are shorter than their header says (a machine that lost power)."""
+        """Shards that are not there yet, or are damaged: each shard is read through once."""
         return [shard for shard in range(self.shards) if not self._complete(shard)]
 
     def write(self, shard: int, arrays: Mapping[str, Tensor | NDArray[Any]]) -> None:
@@ -210,7 +217,8 @@ class GradientStore:
                     f"store {self.folder}: shard {shard} has {rows} rows, but {name!r} of shape "
                     f"{list(tensor.shape)} arrived"
                 )
-        _write(self._path(shard), save(tensors))
+        _write(self._path(shard), sealed(save(tensors)))
+        self._intact.add(shard)
 
     def arrays(self) -> list[str]:
         """Names of the arrays. ``StoreError`` when the first shard is missing."""
@@ -286,33 +294,65 @@ class GradientStore:
         path = self._path(shard)
         try:
             header, offset = _header(path)
-            return path.stat().st_size == offset + max(
-                (entry["data_offsets"][1] for entry in header.values()), default=0
-            )
+            if path.stat().st_size != offset + max((array.stop for array in header.values()), default=0):
+                return False
         except (OSError, ValueError):
             return False
+        if shard not in self._intact and is_intact(path):
+            self._intact.add(shard)
+        return shard in self._intact
 
     def _map(self, shard: int, name: str) -> NDArray[Any]:
         path = self._path(shard)
         header, offset = _header(path)
         if name not in header:
             raise StoreError(f"store {self.folder}: no array {name!r}; there are {', '.join(sorted(header))}")
-        entry = header[name]
-        shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
-        if 0 in shape:
-            return np.empty(shape, dtype=dtype)
-        return np.memmap(path, dtype=dtype, mode="r", offset=offset + entry["data_offsets"][0], shape=shape)
+        found, rows = header[name], len(self.rows_of(shard))
+        if found.shape[:1] != (rows,):
+            raise StoreError(
+                f"store {self.folder}: shard {shard} has {rows} rows, but {name!r} of shape {list(found.shape)}"
+            )
+        if 0 in found.shape:
+            return np.empty(found.shape, dtype=found.dtype)
+        return np.memmap(path, dtype=found.dtype, mode="r", offset=offset + found.start, shape=found.shape)
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its data starts (8 bytes of length, JSON, data)."""
+class _Array(NamedTuple):
+    """Where an array lies in the data of a file."""
+
+    dtype: Any
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def _header(path: Path) -> tuple[dict[str, _Array], int]:
+    """The header of a safetensors file and where its data starts (8 bytes of length, JSON, data).
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is none of ours.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError(f"{path} is cut short")
-        header: dict[str, Any] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return header, 8 + length
+        if length > min(path.stat().st_size, _LONGEST_HEADER):
+            raise ValueError(f"{path} is cut short, or its header is too long")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            return {str(name): _array(entry) for name, entry in header.items()}, 8 + length
+        except (AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} has a damaged header") from error
+
+
+def _array(entry: dict[str, Any]) -> _Array:
+    """An entry of a header, whose bytes are as many as its shape needs."""
+    start, stop = entry["data_offsets"]
+    found = _Array(np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), start, stop)
+    if not all(type(number) is int and number >= 0 for number in (*found.shape, start, stop)):
+        raise ValueError("sizes and places must be whole numbers")
+    if stop - start != math.prod(found.shape) * found.dtype.itemsize:
+        raise ValueError("an array has another size than its shape")
+    return found
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -335,15 +375,17 @@ def _cannot_write(path: Path, error: OSError) -> StoreError:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(
             f"store: {path} cannot be read ({error}); delete the folder {path.parent} and run again"
         ) from error
 
 
-def _compare(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _compare(path: Path, there: Any, wanted: dict[str, Any]) -> None:
+    if not isinstance(there, dict) or not isinstance(there.get("of"), dict):
+        raise StoreError(f"store {path}: manifest.json is damaged; delete the folder and run again")
     pairs = [(key, there.get(key), wanted[key]) for key in wanted if key != "of"]
-    mine, theirs = wanted["of"], there.get("of") or {}
+    mine, theirs = wanted["of"], there["of"]
     pairs += [(key, theirs.get(key), mine.get(key)) for key in sorted({*mine, *theirs})]
     different = [f"{key} (stored {_short(old)}, now {_short(new)})" for key, old, new in pairs if old != new]
     if different:

@@ -47,5 +47,5 @@ def draw(model: Any, texts: Sequence[str], requests: Any, folder: Path) -> list[
     for key in dict.fromkeys(keys):
         document = ledger.answers[key]["image"]
         found[key] = ImageCompletion.from_json(document, folder).image
-        found[key].filename = str(folder / document["image"])
+        found[key].filename = str(folder / Path(document["image"]).name)
     return [found[key] for key in keys]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hfdataopt.errors import StoreError
-from hfdataopt.files import JsonLines
+from hfdataopt.files import JsonLines, no_link
 
 FILE = "ledger.jsonl"
 OF_A_SEARCH = (FILE, "result.json", "prompt.json", "prompts", "images")
@@ -65,7 +65,10 @@ class Ledger:
         with contextlib.suppress(ImportError):
             import fcntl
 
-            self._lock = (folder / ".lock").open("w")
+            try:
+                self._lock = open(folder / ".lock", "w", opener=no_link)  # noqa: SIM115 - held until the end
+            except OSError as error:
+                raise StoreError(f"PromptTrainer: {str(folder / '.lock')!r} cannot be written: {error}") from error
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -97,6 +100,12 @@ class Ledger:
             self._lines.file.unlink()  # of another search that was never answered
             self.sent.clear()
             found, self.seconds = None, 0.0
+        if found is None and (self.answers or self.events):
+            self.close()
+            raise StoreError(
+                f"PromptTrainer: {str(self._lines.file)!r} does not tell what was searched (its first line is damaged); give another "
+                "output_dir, or resume_from_checkpoint=False to begin anew"
+            )
         if found is None:
             self._lines.append({"kind": "search", "settings": settings})
         elif found != settings:

@@ -15,12 +15,13 @@ def reward_from_metric(
     name: str | None = None,
     key: str | None = None,
     scale: float = 1.0,
+    trust_remote_code: bool = False,
     **compute_kwargs: Any,
 ) -> "MetricReward":
     """A reward function that compares each completion with the dataset's reference by a metric.
 
     Args:
-        metric: an ``evaluate`` metric, or its id or path (loaded at the first call); or a function
+        metric: an ``evaluate`` metric, or its id or path (loaded at the first call, with ``trust_remote_code``); or a function
             ``(prediction, reference) -> float``, or one with parameters named ``predictions`` and ``references``, lists,
             that returns a list (one number per pair), a float, or a dict of either.
         reference_column: the dataset's column of references: strings, lists of strings, messages (the last one's text
@@ -28,11 +29,20 @@ def reward_from_metric(
         name: under which the reward is reported; by default the metric's, with the key.
         key: which entry of a dict is meant; needed where there are several.
         scale: the metric is multiplied by this, for example 0.01 for one in percent, -1 for an error rate.
+        trust_remote_code: an id or a path is a Python script, from the hub or from here, that is run.
         compute_kwargs: handed to the metric.
 
     A metric of a whole set is computed on one pair at a time. Pairs are handed over together only where the results
     stay apart: a function that returns lists, or ``use_aggregator=False`` (ROUGE).
+
+    Raises:
+        OptionError: an id or path without ``trust_remote_code=True``, or something that is no metric.
     """
+    if isinstance(metric, str) and trust_remote_code is not True:
+        raise OptionError(
+            f"reward_from_metric: the metric {metric!r} is a script that evaluate would run; pass trust_remote_code=True if you "
+            "trust it, or a plain function (hfdataopt.rewards has exact_match, token_f1 and accuracy)"
+        )
     return MetricReward(metric, reference_column, name, key, scale, compute_kwargs)
 
 

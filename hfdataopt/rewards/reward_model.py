@@ -123,7 +123,7 @@ class RewardModel:
             raise OptionError(f"{self.who} cannot be loaded: the folder {path!r} {why}")
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, num_labels=1, output_loading_info=True
+                path, num_labels=1, output_loading_info=True, trust_remote_code=False
             )
         except Exception as error:
             raise OptionError(f"{self.who} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
@@ -140,7 +140,7 @@ class RewardModel:
 
         path = self._model.config._name_or_path
         try:
-            return AutoTokenizer.from_pretrained(path)
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except Exception as error:
             raise OptionError(
                 f"{self.who}: no tokenizer can be loaded from {path!r} ({type(error).__name__}: {error}); pass "

@@ -229,12 +229,14 @@ def _load(
                 import transformers
 
                 loader: Any = transformers.AutoModelForCausalLM if kind == "causal-lm" else transformers.AutoModel
-                model = loader.from_pretrained(name, dtype=precision).to(place)
+                model = loader.from_pretrained(name, dtype=precision, trust_remote_code=False).to(place)
                 if kind == "encoder" and getattr(model.config, "is_encoder_decoder", False):
                     model = model.get_encoder()
-                tokenizer = processing_class or transformers.AutoTokenizer.from_pretrained(name)
+                read = transformers.AutoTokenizer.from_pretrained
+                tokenizer = processing_class or read(name, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise OptionError(f"{who}: cannot load model={name!r}: {first_line(error)}") from error
+        hint = "" if Path(name).is_dir() else "; without the network give model= a folder that holds the model"
+        raise OptionError(f"{who}: cannot load model={name!r}: {first_line(error).rstrip('.')}{hint}") from error
     parts = weights_hash(model), str(model), str(getattr(model, "config", "")), _describe_tokenizer(tokenizer)
     identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return LocalModel(f"{who}: {name}", kind, model.eval(), tokenizer, False, identity)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from hfdataopt.attribution.rows import ROW_ID, as_list, check_map_style, row_ids
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError, StoreError
-from hfdataopt.files import write_whole
+from hfdataopt.files import no_link, write_whole
 from hfdataopt.options import check_range
 from hfdataopt.rewards import RewardFunctions, background
 from hfdataopt.selection.keys import keys_of, uniform
@@ -332,7 +332,7 @@ class PromptSampler(Sampler[int]):
         if not self._path.exists():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, (json.dumps(self._settings()) + "\n").encode())
-        with self._path.open("a") as file:
+        with open(self._path, "a", opener=no_link) as file:
             file.write(json.dumps(event) + "\n")
 
     def _read(self) -> list[dict[str, Any]]:

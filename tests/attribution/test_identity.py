@@ -73,7 +73,10 @@ PAIRS: dict[str, tuple[Any, Any]] = {
         reward_from_metric(exact_match, reference_column="a"),
         reward_from_metric(exact_match, reference_column="b"),
     ),
-    "id": (reward_from_metric("rouge", reference_column="a"), reward_from_metric("bleu", reference_column="a")),
+    "id": (
+        reward_from_metric("rouge", reference_column="a", trust_remote_code=True),
+        reward_from_metric("bleu", reference_column="a", trust_remote_code=True),
+    ),
     "judge": (win_rate("a", judge), win_rate("a", harsh)),
     "baseline": (win_rate("a", judge), win_rate("b", judge)),
     "rewards": (win_rate("a", counts("film")), win_rate("a", counts("plot"))),

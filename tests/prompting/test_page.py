@@ -177,6 +177,27 @@ def test_a_name_that_was_made_to_lead_here_is_refused(begin, host, status):
     assert Person(search.judge).ask("/look", Host=host).status == status
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://127.0.0.1:{port}", 200),
+        ("https://my-page.hf.space", 200),
+        ("http://127.0.0.1:1", 403),
+        ("http://localhost:{port}", 403),
+        ("https://elsewhere.example", 403),
+        ("https://my-page.hf.space.elsewhere.example", 403),
+        ("null", 403),
+        ("http://[", 403),
+    ],
+)
+def test_a_page_of_another_origin_is_refused_even_with_the_token(begin, origin, status):
+    search = begin([question(0)], hosts=["My-Page.hf.space"])
+    headers = {} if origin is None else {"Origin": origin.format(port=search.judge._server.port)}
+    assert Person(search.judge).ask("/look", **headers).status == status
+    assert Person(search.judge).ask("/vote", b"{}", "POST", **headers).status == (400 if status == 200 else 403)
+
+
 def test_the_page_may_load_nothing_and_run_nothing_but_itself(begin):
     search = begin([question(0)], criterion=HOSTILE)
     page = Person(search.judge).ask(f"/?token={TOKEN}")

@@ -78,7 +78,7 @@ def test_a_metric_by_its_path(tmp_path, monkeypatch):
         "    def _compute(self, predictions, references):\n"
         "        return {'local': float(predictions == references)}\n"
     )
-    reward = reward_from_metric(str(tmp_path / "local_match"), reference_column="answer")
+    reward = reward_from_metric(str(tmp_path / "local_match"), reference_column="answer", trust_remote_code=True)
     assert reward.__name__ == "local_match"
     assert rewards_of(reward) == [0.0, 1.0, 0.0, 0.0]
 
@@ -86,7 +86,7 @@ def test_a_metric_by_its_path(tmp_path, monkeypatch):
 def test_a_metric_that_cannot_be_loaded_says_so_when_it_is_called(monkeypatch):
     monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    reward = reward_from_metric("metric_of_nobody", reference_column="answer")
+    reward = reward_from_metric("metric_of_nobody", reference_column="answer", trust_remote_code=True)
     with pytest.raises(DataError, match=r"'metric_of_nobody' cannot be loaded .* plain function"):
         rewards_of(reward)
 

@@ -52,11 +52,12 @@ class _Guard:
     """Lets only requests through that name this machine and carry the token; adds the headers that bind the browser.
 
     A page of another site can make its name lead here (DNS rebinding); what gives it away is that name in ``Host``. An address
-    cannot be rebound.
+    cannot be rebound. A request that a browser makes for a page of another origin says so, and is refused also with the token.
     """
 
     def __init__(self, app: Any, token: str, hosts: Sequence[str], policy: str) -> None:
-        self.app, self.token, self.hosts = app, token.encode(), {"localhost", *(host.lower() for host in hosts)}
+        self.app, self.token, self.named = app, token.encode(), {host.lower() for host in hosts}
+        self.hosts = {"localhost", *self.named}
         self.headers = [
             (name.encode(), value.encode())
             for name, value in {
@@ -77,7 +78,7 @@ class _Guard:
 
         if scope["type"] != "http":
             return
-        allowed = self._is_here(scope) and hmac.compare_digest(self._token(scope), self.token)
+        allowed = self._is_here(scope) and self._is_own(scope) and hmac.compare_digest(self._token(scope), self.token)
         app = self.app if allowed else PlainTextResponse(REFUSED, 403)
         await app(scope, receive, answer)
 
@@ -88,6 +89,15 @@ class _Guard:
         with contextlib.suppress(ValueError):
             name = urllib.parse.urlsplit("//" + names[0]).hostname or ""
             return name in self.hosts or bool(ipaddress.ip_address(name))
+        return False
+
+    def _is_own(self, scope: Any) -> bool:
+        """Whether no page of another origin asks: browsers name one in ``Origin``, and behind a proxy ``Host`` may be another."""
+        origins = [value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"]
+        host = next(value.decode("latin-1") for name, value in scope["headers"] if name == b"host")
+        with contextlib.suppress(ValueError):
+            parts = [urllib.parse.urlsplit(origin) for origin in origins]
+            return all(one.netloc.lower() == host.lower() or one.hostname in self.named for one in parts)
         return False
 
     def _token(self, scope: Any) -> bytes:

@@ -96,7 +96,7 @@ def _loaded(name: str, source: Any, **options: Any) -> Any:
     import transformers
 
     try:
-        return getattr(transformers, name).from_pretrained(source, **options)
+        return getattr(transformers, name).from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:
         raise OptionError(
             f"{WHO}: {name} cannot load {str(source)!r} ({type(error).__name__}: {str(error).splitlines()[0]:.200}); give a "

@@ -474,8 +474,8 @@ class NICEAMC(NICE):
             model, tokenizer = self.stronger, self.stronger_processing_class
             try:
                 if isinstance(model, str):
-                    model = AutoModelForCausalLM.from_pretrained(model)
-                    tokenizer = tokenizer or AutoTokenizer.from_pretrained(self.stronger)
+                    model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
+                    tokenizer = tokenizer or AutoTokenizer.from_pretrained(self.stronger, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise DataError(f"{self.name}: stronger={self.stronger!r} cannot be loaded: {error}") from error
             view.shared["stronger"] = model.to(view.device).eval(), tokenizer or view.processing_class
