@@ -86,7 +86,7 @@ def _allows(hint: Any, value: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_allows(part, value) for part in typing.get_args(hint))
     if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint))
+        return any(type(value) is type(choice) and value == choice for choice in typing.get_args(hint))
     if hint is None or hint is type(None):
         return value is None
     if origin in (list, tuple):

@@ -258,9 +258,11 @@ class Host:
             PluginError: nobody registered the name (the message lists what exists, what failed to load and what is
                 switched off), or two plugins did: which of them came first is chance, so neither is taken.
         """
+        table = self.components[kind]
+        if not isinstance(name, str):
+            raise PluginError(f"the name of a {kind} is a text, such as {min(table, default='mine')!r}; got {name!r:.200}")
         if (kind, name) in self._clashes:
             raise PluginError(self._clashes[kind, name])
-        table = self.components[kind]
         if name in table:
             return table[name]
         near = difflib.get_close_matches(str(name), table, n=1)

@@ -22,7 +22,7 @@ RowIds = list[int] | list[str]
 
 def with_row_ids(dataset: Any) -> Any:
     """The dataset with a column ``row_id`` holding each row's position; returned as it is when it has (valid) ids."""
-    _refuse_stream(dataset, "with_row_ids")
+    check_map_style(dataset, "with_row_ids: the dataset")
     if not hasattr(dataset, "add_column"):
         raise DataError(f"with_row_ids needs a datasets.Dataset; got {type(dataset).__name__}")
     if ROW_ID in dataset.column_names:
@@ -73,7 +73,11 @@ def check_map_style(dataset: Any, who: str) -> None:
     if dataset is None:
         raise DataError(f"{who} is None; pass a dataset")
     _refuse_stream(dataset, who)
-    if len(dataset) == 0:
+    try:
+        rows = len(dataset)
+    except TypeError:  # a class, an array without dimensions
+        raise DataError(f"{who} is {dataset!r:.80}, which has no rows; pass a dataset") from None
+    if rows == 0:
         raise DataError(f"{who} is empty; there is nothing to score")
 
 

@@ -45,6 +45,22 @@ class Scores:
     query_tokens: list[list[int]] | None = field(default=None, repr=False)
     tokenizer: Any = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        self.values = _numbers(self.values, "values", (len(_ids(self.row_ids)),))
+        rows = len(self.row_ids)
+        if self.matrix is not None:
+            self.matrix = _numbers(self.matrix, "matrix", (rows, None))
+        if self.standard_errors is not None:
+            self.standard_errors = _numbers(self.standard_errors, "standard_errors", (rows,))
+        if self.pool_tokens is not None and len(self.pool_tokens) != rows:
+            raise DataError(f"Scores: pool_tokens of {len(self.pool_tokens)} rows arrived for {rows} row ids")
+        for name, hashes in self.row_hashes.items():
+            if np.shape(hashes) != (rows,):
+                raise DataError(f"Scores: row_hashes[{name!r}] of shape {list(np.shape(hashes))} arrived for {rows} row ids")
+        _check_metadata(self.metadata)
+        if self.by_position and self.row_ids != list(range(rows)):
+            raise DataError("Scores: the rows are said to be known by position (by_position), but their ids are others")
+
     def __len__(self) -> int:
         return len(self.row_ids)
 
@@ -182,10 +198,10 @@ class Scores:
                 f"scores of {self.scorer!r} have no per-query matrix; a scorer with the option per_query keeps one with per_query=True"
             )
         queries = self.matrix.shape[1]
-        if not 0 <= query < queries:
-            raise OptionError(f"explain: query={query} is not among the {queries} queries (0 to {queries - 1})")
-        if k < 1:
-            raise OptionError(f"explain: k={k} must be at least 1")
+        if isinstance(query, bool) or not isinstance(query, Integral) or not 0 <= query < queries:
+            raise OptionError(f"explain: query={query!r} is not among the {queries} queries (0 to {queries - 1})")
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+            raise OptionError(f"explain: k={k!r} must be at least 1, and whole")
         column = self.matrix[:, query]
         scored = [i for i in range(len(column)) if not np.isnan(column[i])]
         best, worst = (sorted(scored, key=lambda i: (s * column[i], self.row_ids[i]))[:k] for s in (-1.0, 1.0))
@@ -234,7 +250,7 @@ class Scores:
                     os.replace(Path(work) / name, folder / name)
             if self.tokenizer is not None and hasattr(self.tokenizer, "save_pretrained"):
                 self.tokenizer.save_pretrained(folder / "tokenizer")
-        except (OSError, TypeError, SafetensorError) as error:  # TypeError: metadata that JSON cannot hold
+        except (OSError, TypeError, ValueError, SafetensorError) as error:  # metadata that JSON cannot hold
             raise StoreError(f"scores of {self.scorer!r} could not be written to {str(folder)!r}: {error}") from error
 
     @classmethod
@@ -328,8 +344,9 @@ class Scores:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise MissingDependencyError("Scores.plot needs matplotlib: pip install 'hfdataopt[plot]'") from error
-        if highlight is not None and len(highlight) != len(self):
-            raise OptionError(f"plot: highlight has {len(highlight)} entries for {len(self)} rows")
+        if highlight is not None and np.shape(highlight) != (len(self),):
+            entries = "x".join(map(str, np.shape(highlight))) or "no"
+            raise OptionError(f"plot: highlight has {entries} entries for {len(self)} rows; give a boolean for each")
         order = np.array(self._ranked(worst_first=True), dtype=int)
         values = self.values[order]
         figure = Figure(figsize=(7.5, 4.2), layout="constrained")
@@ -425,6 +442,41 @@ def finite(value: Any) -> Any:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _ids(given: Any) -> RowIds:
+    """Row ids, which are a list of whole numbers or of texts, none twice."""
+    if not isinstance(given, list) or {type(value) for value in given} not in (set(), {int}, {str}):
+        raise DataError(f"Scores: row_ids must be a list of only ints or only strings; got {given!r:.80}")
+    if len(set(given)) != len(given):
+        raise DataError(f"Scores: {len(given) - len(set(given))} row ids occur more than once; ids must be unique")
+    return given
+
+
+def _numbers(given: Any, what: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Numbers in float64, in this shape (None: any size of at least 1)."""
+    try:
+        found = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Scores: {what} must be numbers, one per row; got {given!r:.80}") from error
+    if len(found.shape) != len(shape) or any(
+        size != wanted if wanted is not None else not size for size, wanted in zip(found.shape, shape, strict=True)
+    ):
+        raise DataError(f"Scores: {what} of shape {list(found.shape)} arrived for {shape[0]} row ids")
+    return found
+
+
+def _check_metadata(metadata: Any) -> None:
+    """What ``Scores`` reads of its metadata has the types that it relies on."""
+    if not isinstance(metadata, dict):
+        raise DataError(f"Scores: metadata is a {type(metadata).__name__}, not a dict")
+    for key, kind in {"scorer": str, "meaning": str, "by_position": bool, "sample": list, "options": dict}.items():
+        if key in metadata and not isinstance(metadata[key], kind):
+            raise DataError(f"Scores: metadata[{key!r}] is {metadata[key]!r:.80}, not of the type {kind.__name__}")
+    for one in metadata.get("sample", []):
+        columns = one.get("columns") if isinstance(one, dict) else None
+        if not isinstance(columns, dict) or not isinstance(one.get("row_id"), str | int):
+            raise DataError(f"Scores: metadata['sample'] holds {one!r:.80}; expected row_id and hashes of columns")
 
 
 def _ragged(arrays: dict[str, np.ndarray], name: str) -> list[list[int]] | None:

@@ -23,10 +23,8 @@ awkward_texts = st.sampled_from(
         "\x1b[31mred",
         "\u202e right to left",
         "é" * 3,
-        "e\u0301",
-        "\U0001f600" * 2,
-    ]
-    + [
+        "é",
+        "😀" * 2,
         "\ufeff",
         "\u2028",
         "{}",
@@ -65,8 +63,8 @@ odd_numbers = st.sampled_from(
         1e308,
         math.nan,
         math.inf,
+        -math.inf,
     ]
-    + [-math.inf]
 )
 scalars = st.none() | st.booleans() | odd_numbers | awkward_texts
 # What is no plain JSON: of libraries, and of Python.

@@ -84,14 +84,15 @@ def outcome(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except HfDataOptError as error:
-        said = str(error)
-        assert said.strip(), f"{type(error).__name__} says nothing"
-        assert len(said.splitlines()) == 1, f"not one line: {said!r}"
-        assert len(said) <= LONGEST, f"{len(said)} characters: {said[:300]!r} ..."
-        assert len(said.split()) >= 4, f"not a sentence: {said!r}"
-        if _running:
-            _running[-1].refused += 1
-        return Refusal(error)
+        refusal = Refusal(error)
+    said = str(refusal)
+    assert said.strip(), f"{type(refusal.error).__name__} says nothing"
+    assert len(said.splitlines()) == 1, f"not one line: {said!r}"
+    assert len(said) <= LONGEST, f"{len(said)} characters: {said[:300]!r} ..."
+    assert len(said.split()) >= 4, f"not a sentence: {said!r}"
+    if _running:
+        _running[-1].refused += 1
+    return refusal
 
 
 def refused(found: Any) -> bool:
