@@ -118,6 +118,7 @@ class ScoringRun:
             return
         self.taken_up, kept = self.processes.run_on_main(lambda: self._prepare_folder(resumed_step))
         self._document.update(kept)
+        self.processes.check_shared(self.folder, self.scorer.name)
         recorded = self.processes.run_on_main(self._recorded)
         for entry in recorded["moments"]:
             if not _MOMENT_FOLDER.fullmatch(entry["folder"]):
@@ -329,6 +330,9 @@ class ScoringRun:
             if _MOMENT_FOLDER.fullmatch(folder.name) and folder.name not in current:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def _tell(self, scores: Scores) -> None:
+        host().hook.after_scoring(scores=scores)
+
     def finish(self) -> Scores:
         """Combine the moments, save, tell observers, and print one line."""
         if not self.results:
@@ -384,7 +388,7 @@ class ScoringRun:
         )
         if self.folder is not None:
             self.processes.run_on_main(lambda: self._keep(scores))
-        host().hook.after_scoring(scores=scores)
+        self.processes.run_on_main(lambda: self._tell(scores))
         if self.processes.is_main:
             where = f"; saved in {self.folder}" if self.folder is not None else ""
             say(f"{scores}; {len(results)} moment{'s' * (len(results) > 1)}, {self.seconds:.1f} s{where}")

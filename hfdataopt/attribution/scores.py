@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from hfdataopt.attribution.rows import ROW_ID, RowIds, check_map_style, row_ids, sample_hashes
 from hfdataopt.attribution.scorer import MEANINGS
 from hfdataopt.errors import DataError, MissingDependencyError, OptionError, StoreError
+from hfdataopt.files import with_checksum, without_checksum
 
 FORMAT = 1
 
@@ -245,7 +246,7 @@ class Scores:
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 save_file(arrays, Path(work) / "scores.safetensors")
                 document["numbers"] = _sha256(Path(work) / "scores.safetensors")
-                (Path(work) / "scores.json").write_text(json.dumps(document, allow_nan=False))
+                (Path(work) / "scores.json").write_text(json.dumps(with_checksum(document), allow_nan=False))
                 for name in ("scores.safetensors", "scores.json"):
                     os.replace(Path(work) / name, folder / name)
             if self.tokenizer is not None and hasattr(self.tokenizer, "save_pretrained"):
@@ -258,7 +259,7 @@ class Scores:
         """Scores from a folder written by :meth:`save`. Nothing in it is executed."""
         folder = Path(path)
         try:
-            document = json.loads((folder / "scores.json").read_text())
+            document = without_checksum(json.loads((folder / "scores.json").read_text()))
             arrays = load_file(folder / "scores.safetensors")
             if document["format"] != FORMAT:
                 raise StoreError(f"{str(folder)!r} has format {document['format']}; this version reads format {FORMAT}")

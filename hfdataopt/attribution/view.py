@@ -1,5 +1,6 @@
 """What a scorer sees at one moment: everything a :class:`Reader` has, and per-example gradients of pool and queries."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ from hfdataopt.attribution.reader import Reader, as_tensor, custom_loss, in_orde
 from hfdataopt.attribution.rows import draw
 from hfdataopt.attribution.vectors import Vectors
 from hfdataopt.errors import DataError, OptionError
+from hfdataopt.files import with_checksum, without_checksum
 from hfdataopt.gradients import (
     Basis,
     find_blocks,
@@ -366,7 +368,8 @@ class View(Reader):
         """Relative difference and rank correlation (None where it is not defined); None where no gradient is finite."""
         file = None if self.folder is None else self.folder / f"half-precision-{target}.json"
         if file is not None and file.is_file():  # compared before this moment was interrupted
-            return json.loads(file.read_text())
+            with contextlib.suppress(OSError, ValueError):  # damaged
+                return without_checksum(json.loads(file.read_text()))["found"]
 
         def first_column(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
             values, tokens = of(model, batch)
@@ -411,7 +414,7 @@ class View(Reader):
                 f"from float32 by {found['relative_difference']:.2%}{ranks}; dtype='float32' avoids it"
             )
         if file is not None:
-            write_json(file, found, self.name)
+            write_json(file, with_checksum({"found": found}), self.name)
         return found
 
     def _kept_share(self, vectors: Vectors, basis: Basis, seed: int, shared: dict[str, Any]) -> float | None:

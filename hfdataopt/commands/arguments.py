@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import difflib
 import glob
+import os
 import re
+import shutil
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -356,22 +358,35 @@ def _one(action: argparse.Action, value: Any, who: str) -> Any:
 
 
 def write_rows(rows: Any, output: str) -> None:
-    """Write a dataset, or a stream row by row, in the format that the name says."""
+    """Write a dataset, or a stream row by row, in the format that the name says; it appears when it is complete."""
     import datasets
 
     where = Path(output)
-    where.parent.mkdir(parents=True, exist_ok=True)
-    streaming = isinstance(rows, datasets.IterableDataset)
+    if not where.suffix and isinstance(rows, datasets.IterableDataset):
+        raise OptionError(f"--output {output}: a stream is written to a .jsonl, .csv or .parquet file")
+    if where.is_dir() and not all(file.name.startswith(("data-", "dataset_info", "state")) for file in where.iterdir()):
+        raise OptionError(f"--output {output}: the folder holds other files than a dataset; write to another place")
+    partial, old = (where.with_name(f".{where.stem}.{os.getpid()}.{name}{where.suffix}") for name in ("partial", "old"))
     try:
+        where.parent.mkdir(parents=True, exist_ok=True)
         if where.suffix in (".jsonl", ".json"):
-            rows.to_json(where)
+            rows.to_json(partial)
         elif where.suffix == ".csv":
-            rows.to_csv(where)
+            rows.to_csv(partial)
         elif where.suffix == ".parquet":
-            rows.to_parquet(where)
-        elif streaming:
-            raise OptionError(f"--output {output}: a stream is written to a .jsonl, .csv or .parquet file")
+            rows.to_parquet(partial)
         else:
-            rows.save_to_disk(where)
+            rows.save_to_disk(partial)
+            if where.exists():
+                os.replace(where, old)
+        os.replace(partial, where)
     except OSError as error:
+        if old.exists():
+            os.replace(old, where)
         raise DataError(f"--output {output}: {error}") from error
+    finally:
+        for rest in (partial, old):
+            if rest.is_dir():
+                shutil.rmtree(rest)
+            else:
+                rest.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from hfdataopt.commands.arguments import (
 )
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError
+from hfdataopt.files import write_whole
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", "")
 SIZES = ("fraction", "k", "threshold", "quantile")
@@ -107,10 +108,13 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         say(f"select: wrote {arguments.output}")
         return 0
     kept, summary = select(dataset, filter_, target=target, rule=rule, return_summary=True)
-    write_rows(kept, arguments.output)
     if arguments.summary:
-        Path(arguments.summary).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.summary).write_text(json.dumps(summary.as_dict(), indent=1))
+        try:
+            Path(arguments.summary).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(Path(arguments.summary), json.dumps(summary.as_dict(), indent=1).encode())
+        except OSError as error:
+            raise DataError(f"--summary {arguments.summary}: {error}") from error
+    write_rows(kept, arguments.output)  # last: where it is there, all is there
     if not arguments.quiet:
         print(summary)
     if others:

@@ -187,16 +187,17 @@ class Basis:
             header = json.loads((path / "basis.json").read_text())
             with safe_open(path / "basis.safetensors", framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            parts = [
+                Part(tensors.get(f"{index}.left"), tensors.get(f"{owner}.right"), tensors.get(f"{index}.keep"), size)
+                for index, (owner, size) in enumerate(zip(header["right"], header["sizes"], strict=True))
+            ]
+            basis = cls(header["kind"], header["layers"], parts, header["seed"], header["sample"], header["metadata"])
+            same = basis.hash == header["hash"]
         except Exception as error:
             raise StoreError(
                 f"basis: {path} holds no readable basis ({error}); delete the folder and fit again"
             ) from error
-        parts = [
-            Part(tensors.get(f"{index}.left"), tensors.get(f"{owner}.right"), tensors.get(f"{index}.keep"), size)
-            for index, (owner, size) in enumerate(zip(header["right"], header["sizes"], strict=True))
-        ]
-        basis = cls(header["kind"], header["layers"], parts, header["seed"], header["sample"], header["metadata"])
-        if basis.hash != header["hash"]:
+        if not same:
             raise StoreError(f"basis: the files in {path} do not belong together; delete the folder and fit again")
         return basis
 

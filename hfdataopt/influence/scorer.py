@@ -13,7 +13,7 @@ from hfdataopt.attribution.rows import draw
 from hfdataopt.attribution.scorer import GradientScorer, Result
 from hfdataopt.attribution.view import GradientFeatures, View
 from hfdataopt.errors import DataError, OptionError, StoreError
-from hfdataopt.files import write_whole
+from hfdataopt.files import is_intact, sealed, write_whole
 from hfdataopt.gradients import Basis, find_blocks, gradient_norms, name_rows, take_rows
 from hfdataopt.gradients.batches import nonfinite_error
 from hfdataopt.influence.features import (
@@ -229,11 +229,11 @@ class InfluenceScorer(GradientScorer):
         def solve() -> tuple[Solution, float] | None:
             if file is None:
                 return self._solve_now(view, right)
-            if not file.is_file():
+            if not is_intact(file):
                 solution, largest = self._solve_now(view, right)
                 data = save({**vars(solution), "largest": torch.tensor(largest, dtype=torch.float64)})
                 try:
-                    write_whole(file, data)
+                    write_whole(file, sealed(data))
                 except OSError as error:
                     raise StoreError(f"{self.name}: {str(file)!r} cannot be written: {error}") from error
             return None

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from hfdataopt.errors import StoreError
-from hfdataopt.files import write_whole
+from hfdataopt.files import is_intact, sealed, write_whole
 from hfdataopt.shapley._walk import Sums
 
 FORMAT = 1
@@ -37,12 +37,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_sums(path: Path, sums: Sums) -> None:
-    write_atomically(path, save({"count": np.array([sums.count]), **sums.arrays()}))
+    write_atomically(path, sealed(save({"count": np.array([sums.count]), **sums.arrays()})))
 
 
 def read_sums(path: Path) -> Sums:
     """Raises `StoreError` where the file is not one of `write_sums`."""
     try:
+        if not is_intact(path):
+            raise OSError("it is damaged")
         arrays = load_file(path)
         return Sums(int(arrays.pop("count")[0]), **arrays)
     except (OSError, SafetensorError, TypeError, KeyError) as error:
