@@ -11,7 +11,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 
 from hfdataopt.commands.arguments import Parser
-from hfdataopt.errors import HfDataOptError
+from hfdataopt.errors import HfDataOptError, advice_on
 
 VERBS = {
     "check-plugin": (
@@ -28,7 +28,7 @@ VERBS = {
     ),
     "new-plugin": (
         "hfdataopt.commands.new_plugin",
-        "write a small distribution with a scorer, filter or optimizer of your own, and its test",
+        "write a small distribution with a scorer, filter, optimizer or generator of your own, and its test",
     ),
     "optimize": (
         "hfdataopt.commands.optimize",
@@ -64,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     stop = _start_tracing() if trace else None
+    parser = Parser(prog=f"hfdataopt{_verb(argv)}")
+    parser.debug = debug
     try:
-        status = _run(argv)
+        status = _run(argv, parser)
         sys.stdout.flush()  # here, where a reader that has gone is expected
         return status
     except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        status, message = _explain(error)
+        status, message = _explain(error, parser)
         print(f"hfdataopt{_verb(argv)}: {message}", file=sys.stderr)
         return status
     finally:
@@ -88,13 +90,21 @@ def _start_tracing() -> Callable[[], None]:
     return host().trace()
 
 
-def _explain(error: BaseException) -> tuple[int, str]:
+def _explain(error: BaseException, parser: Parser) -> tuple[int, str]:
     """The exit status of an error, and what is said of it, in one line."""
+    from hfdataopt.plugins import author_of
+
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted; what is finished is kept, and the same command goes on from it when run again"
     message = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
     if isinstance(error, HfDataOptError):
-        return 2, message
+        return 2, parser.spelled(message)
+    source, place = author_of(error)
+    if source is not None:
+        return 1, (
+            f"plugin {source} raised {type(error).__name__}: {message or 'no message'} ({place}). "
+            f"{advice_on(error) or 'Its author can mend that line'}; --debug shows the traceback"
+        )
     return 1, f"unexpected {type(error).__name__}: {message or 'no message'} (--debug shows where; please report it)"
 
 
@@ -107,7 +117,7 @@ def _verb(argv: list[str]) -> str:
     return f" {argv[0]}" if argv and argv[0] in VERBS else ""
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], verb_parser: Parser) -> int:
     parser = Parser(
         prog="hfdataopt",
         description="Which training examples, and which prompts, really make a Hugging Face model better.",
@@ -131,7 +141,7 @@ def _run(argv: list[str]) -> int:
         return 2
     module_name, help_text = VERBS[arguments.verb]
     command = importlib.import_module(module_name)
-    verb_parser = Parser(prog=f"hfdataopt {arguments.verb}", description=help_text)
+    verb_parser.description = help_text
     command.add_arguments(verb_parser)
     verb_parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verb_parser.add_argument("--trace", action="store_true", help="print the calls of plugins' hooks to stderr")

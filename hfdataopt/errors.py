@@ -60,7 +60,11 @@ def first_line(error: BaseException) -> str:
 def frame_of(error: BaseException, mine: Callable[[str], bool]) -> tuple[FrameType, int] | None:
     """The last frame of an error, else of what caused it, whose module is ``mine``, and the line that it stands at."""
     for one in causes(error):
-        frames = [found for found in traceback.walk_tb(one.__traceback__) if mine(module_of(found[0]))]
+        frames = [
+            found
+            for found in traceback.walk_tb(one.__traceback__)
+            if mine(module_of(found[0])) and found[0].f_code.co_filename != "<string>"  # written by @dataclass
+        ]
         if frames:
             return frames[-1]
     return None

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -23,10 +24,11 @@ from typing import Any
 import pluggy
 
 from hfdataopt import hookspecs
-from hfdataopt.errors import OptionError, PluginError
+from hfdataopt.errors import OptionError, PluginError, frame_of, module_of, place_of
 from hfdataopt.options import option_names
 
 GROUP = "hfdataopt"
+PACKAGE = "hfdataopt"  # the distribution whose plugins are its own
 KINDS = {
     "scorer": "register_scorers",
     "filter": "register_filters",
@@ -260,7 +262,9 @@ class Host:
         """
         table = self.components[kind]
         if not isinstance(name, str):
-            raise PluginError(f"the name of a {kind} is a text, such as {min(table, default='mine')!r}; got {name!r:.200}")
+            raise PluginError(
+                f"the name of a {kind} is a text, such as {min(table, default='mine')!r}; got {name!r:.200}"
+            )
         if (kind, name) in self._clashes:
             raise PluginError(self._clashes[kind, name])
         if name in table:
@@ -294,6 +298,30 @@ class Host:
         """Print every hook call, its arguments and its result to stderr, until what is returned is called."""
         self.manager.trace.root.setwriter(_write_trace)
         return self.manager.enable_tracing()
+
+
+def author_of(error: BaseException) -> tuple[Source | None, str]:
+    """The plugin in whose own code an error was raised, and where; ``(None, "")`` where it was in hfdataopt's, or in none.
+
+    hfdataopt's own plugins are not told: what they raise is a fault of this package.
+    """
+    if not host.cache_info().currsize:  # no plugin is loaded
+        return None, ""
+    loaded = host()
+    named = {getattr(loaded.manager.get_plugin(name), "__name__", ""): one for name, one in loaded.sources.items()}
+    packages = {module.partition(".")[0] for module, one in named.items() if one.distribution != PACKAGE} - {""}
+    frame = frame_of(error, lambda module: module.partition(".")[0] in packages)
+    if frame is None:
+        return None, ""
+    module = module_of(frame[0])
+    near = max(named, key=lambda name: _shared(name, module))
+    return named[near], place_of(frame)
+
+
+def _shared(one: str, other: str) -> int:
+    """With how many equal packages two names of modules begin."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _write_trace(text: str) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,11 +25,44 @@ DATA = (
 )
 
 
+# `name=`, `name='value'`, `name=3`, but not inside of a call such as top(fraction=0.1).
+_IN_PYTHON = re.compile(
+    r"""(?<![\w.(\-])(?P<name>[a-z]\w*)=(?P<value>'[^']*'|"[^"]*"|-?\d[\w.+-]*(?<![.])|True|False|None)?(?![=(\[{\w])"""
+)
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and which takes no abbreviated flags."""
+    """An argument parser whose errors are one line, and which takes no abbreviated flags.
+
+    Attributes:
+        debug: whether tracebacks are wanted.
+        beside: other parsers of the same command line.
+    """
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
+        self.debug = False
+        self.beside: list[argparse.ArgumentParser] = []
+
+    def spelled(self, message: str) -> str:
+        """A message in which options stand as in Python, with those of this command line as they are typed: ``text=`` and
+        ``on_nan='drop'`` are ``--text`` and ``--on_nan drop``."""
+        flags = {
+            action.dest.removeprefix(OWN): flag
+            for parser in (self, *self.beside)
+            for action in parser._actions
+            for flag in action.option_strings
+            if flag.startswith("--")
+        }
+
+        def typed(found: re.Match[str]) -> str:
+            name, value = found["name"], found["value"] or ""
+            if name not in flags:
+                return found[0]
+            value = value[1:-1] if value[:1] in "'\"" and " " not in value else value
+            return f"{flags[name]} {value}".rstrip()
+
+        return _IN_PYTHON.sub(typed, message)
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(f"{message} ('{self.prog} --help' lists the arguments)")
@@ -67,7 +100,7 @@ def load_rows(given: str | Sequence[str], default_split: str, streaming: bool = 
         raise
     except Exception as error:
         raise DataError(
-            f"the dataset {' '.join(specs)!r} could not be loaded: {type(error).__name__}: {first_line(error)}"
+            f"the dataset {' '.join(specs)!r} could not be loaded{_neither(specs[0])}: {type(error).__name__}: {first_line(error)}"
         ) from error
     split = split or default_split
     if isinstance(loaded, datasets.DatasetDict | datasets.IterableDatasetDict):
@@ -77,6 +110,15 @@ def load_rows(given: str | Sequence[str], default_split: str, streaming: bool = 
             )
         loaded = loaded[split]
     return loaded.to_iterable_dataset() if streaming and isinstance(loaded, datasets.Dataset) else loaded
+
+
+def _neither(spec: str) -> str:
+    """That there is no such path here, for an error of what was then looked up on the hub."""
+    path = Path(_split_of(spec)[0])
+    if path.exists():
+        return ""
+    folder = "" if path.parent == Path() or path.parent.is_dir() else f" (there is no folder {str(path.parent)!r})"
+    return f": it is no file or folder here{folder}, and no dataset of the hub that can be read"
 
 
 def _split_of(spec: str) -> tuple[str, str]:
@@ -116,15 +158,19 @@ def _files(specs: Sequence[str]) -> list[str]:
     return found
 
 
-def load_pretrained(auto: Any, where: str, **options: Any) -> Any:
+def load_pretrained(auto: Any, where: str, *, trust_remote_code: bool = False, **options: Any) -> Any:
     """``auto.from_pretrained(where)``; whatever goes wrong is one error that names the folder or hub id."""
     if (why := why_not_on_hub(where)) is not None:
         raise DataError(f"the model folder {where!r} {why}")
     try:
-        return auto.from_pretrained(where, **options)
+        return auto.from_pretrained(where, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # a missing folder, a broken file, no network: anything, from several libraries
         what = auto.__name__.removeprefix("Auto")
-        place = f"the folder {where!r}" if Path(where).exists() else f"{where!r} (no such folder here, so a hub id)"
+        place = (
+            f"the folder {where!r}"
+            if Path(where).exists()
+            else f"{where!r} (no folder here, and no model of the hub that can be read)"
+        )
         raise DataError(
             f"no {what} could be loaded from {place}: {type(error).__name__}: {first_line(error)}"
         ) from error
@@ -313,8 +359,17 @@ def read_config(path: str) -> dict[str, Any]:
     return document
 
 
-def apply_config_file(parser: argparse.ArgumentParser, path: str) -> None:
-    """Make the entries of a YAML file the parser's defaults; the command line wins. Unknown keys are an error."""
+def typed_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
+    """The arguments (``dest``) that a command line gives."""
+    flags = {flag: action.dest for action in parser._actions for flag in action.option_strings}
+    return {flags[flag] for word in argv if (flag := word.partition("=")[0]) in flags}
+
+
+def apply_config_file(parser: argparse.ArgumentParser, path: str, losing: Iterable[str] = ()) -> None:
+    """Make the entries of a YAML file the parser's defaults; the command line wins. Unknown keys are an error.
+
+    ``losing``: arguments to which the command line gives an alternative, and which the file therefore does not set.
+    """
     known = {
         flag.removeprefix("--"): action
         for action in parser._actions
@@ -330,7 +385,9 @@ def apply_config_file(parser: argparse.ArgumentParser, path: str) -> None:
                 + f"; there are: {', '.join(sorted(known))}"
             )
         known[name].required = False
-        parser.set_defaults(**{known[name].dest: _checked(known[name], value, f"--config {path}: {name}")})
+        checked = _checked(known[name], value, f"--config {path}: {name}")
+        if known[name].dest not in losing:
+            parser.set_defaults(**{known[name].dest: checked})
 
 
 def _checked(action: argparse.Action, value: Any, who: str) -> Any:

@@ -2,14 +2,14 @@
 
 import argparse
 import difflib
+import sys
 import warnings
 from typing import Any
 
 from hfdataopt.commands.arguments import Parser, add_component_options, component_options, parse_with_component
+from hfdataopt.console import quiet
 from hfdataopt.errors import OptionError, PluginError, first_line
-from hfdataopt.plugins import Component, PluginWarning, host
-
-KINDS = ("scorer", "filter", "optimizer")
+from hfdataopt.plugins import KINDS, Component, PluginWarning, host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
-    """Print a table of the checks of each component; status 1 if one failed, or a component could not be checked."""
+    """Print a table of the checks of each component; status 1 if one failed, or the only component could not be checked."""
     early = Parser(prog=parser.prog, add_help=False)
     add_arguments(early)
     if any(word in ("-h", "--help") for word in argv) and argv[0].startswith("-"):
@@ -43,10 +43,14 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         print(f"FAILED {failure.source}: {failure.reason}")
     expected = dict(map(_expected, given.expect))
     _check_names(expected, {one.kind for one in components})
-    good = [_check(component, options, expected) for component in components]
-    if len(good) > 1:
-        print(f"{sum(good)} of {len(good)} components keep all promises that could be checked")
-    return 0 if all(good) and not failures else 1
+    debug = getattr(parser, "debug", False)
+    kept = [_check(component, options, expected, debug) for component in components]
+    checked = [one for one in kept if one is not None]
+    if len(kept) > 1:
+        skipped = len(kept) - len(checked)
+        more = f"; {skipped} need options, and are checked by name: check-plugin NAME --OPTION VALUE" if skipped else ""
+        print(f"{sum(checked)} of {len(checked)} components keep all promises that could be checked{more}")
+    return 0 if checked and all(checked) and not failures else 1
 
 
 def _found(name: str, kind: str | None) -> tuple[list[Component], list[Any]]:
@@ -54,7 +58,7 @@ def _found(name: str, kind: str | None) -> tuple[list[Component], list[Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # what they say is printed
         loaded = host()
-    every = [one for one in loaded.all_components() if one.kind in KINDS and kind in (None, one.kind)]
+    every = [one for one in loaded.all_components() if kind in (None, one.kind)]
     failures = [one for one in loaded.failures if name in (one.source.plugin, one.source.distribution)]
     found = [one for one in every if one.name == name]
     if len({one.kind for one in found}) > 1:
@@ -87,17 +91,32 @@ def _check_names(expected: dict[str, str], kinds: set[str]) -> None:
             raise OptionError(f"--expect {name}=...: no check is called {name!r}; there are: {', '.join(known)}")
 
 
-def _check(component: Component, options: dict[str, Any], expected: dict[str, str]) -> bool:
+def _check(component: Component, options: dict[str, Any], expected: dict[str, str], debug: bool) -> bool | None:
+    """Whether a component keeps its promises; None where it cannot be checked without options."""
     from hfdataopt.testing.kit import checks_of, make_case, run_checks
 
     mine = {name: reason for name, reason in expected.items() if name in checks_of(component.kind)}
     who = f"{component.kind} {component.name!r} of plugin {component.source}"
     try:
         case = make_case(component.name, component.kind, **options)
+        _try(case)
     except OptionError as error:
-        print(f"{who}\n  NOT CHECKED: {first_line(error)}")
-        return False
+        print(f"{who}\n  NOT CHECKED, needs options: {first_line(error)}")
+        return None
     case.who = f"{component.kind} {component.name!r}"
     report = run_checks(case, mine)
-    print(f"{who}\n{str(report).partition(chr(10))[2]}")
+    print(f"{who}{', ' * bool(case.place)}{case.place}\n{str(report).partition(chr(10))[2]}")
+    if debug and (raised := report.tracebacks()):
+        print(raised, file=sys.stderr)
     return report.passed
+
+
+def _try(case: Any) -> None:
+    """Run it once; an ``OptionError`` says that it does not work with these options."""
+    try:
+        with quiet():
+            case.baseline  # noqa: B018 - it is computed
+    except OptionError:
+        raise
+    except Exception:  # which the checks find, and tell more of
+        return

@@ -115,6 +115,49 @@ def register_optimizers(register: Any) -> None:
     register({cls})
 '''
 
+GENERATOR = '''"""The generator {name}: say here where its completions come from."""
+
+import random
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import hfdataopt
+from hfdataopt.generation import Completion
+from hfdataopt.generation.generator import Generator, check_refused, open_jobs, table
+
+
+@dataclass
+class {cls}(Generator):
+    """Says words of the prompt again, drawn at random.
+
+    Args:
+        words: how many.
+    """
+
+    name: ClassVar[str] = "{name}"
+
+    words: int = 4
+
+    def describe(self) -> dict[str, Any]:
+        return {{"kind": self.name, "words": self.words}}
+
+    def generate(self, prompts, n, *, keys, seed=0, have=None, on_done=None, admit=None, allowed=None):
+        made, jobs = {{}}, open_jobs(self.name, prompts, n, keys, 1.0, have)
+        for index, sample in jobs:
+            if admit is None or admit(index, sample):
+                draws = random.Random(f"{{seed}}/{{keys[index]}}/{{sample}}")
+                made[index, sample] = Completion(" ".join(draws.choices(str(prompts[index]).split(), k=self.words)))
+                if on_done is not None:
+                    on_done(index, sample, made[index, sample])
+        check_refused(self.name, len(jobs) - len(made), len(made))
+        return table(prompts, n, have, made)
+
+
+@hfdataopt.hookimpl
+def register_generators(register: Any) -> None:
+    register({cls})
+'''
+
 TEST = '''"""The promises of a {kind}, one test each; `pytest -k batch-size` runs one."""
 
 from hfdataopt.testing import conformance
@@ -178,8 +221,14 @@ args = PromptConfig(max_calls=200, start=["Answer the question."])
 trainer = PromptTrainer("{name}", model=model, reward_funcs=reward, train_dataset=dataset, args=args)
 print(trainer.train())
 ```""",
+    "generator": """```python
+from hfdataopt import get_generator
+
+generator = get_generator("{name}", words=4)  # as model= of PromptTrainer, too
+completions = generator.generate(["the film was"], n=2, keys=["a"])
+```""",
 }
-MODULES = {"scorer": SCORER, "filter": FILTER, "optimizer": OPTIMIZER}
+MODULES = {"scorer": SCORER, "filter": FILTER, "optimizer": OPTIMIZER, "generator": GENERATOR}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -66,6 +66,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     own = Parser(prog=parser.prog, add_help=False, usage=argparse.SUPPRESS)
     add_component_options(own, component, taken=[*OptimizeArguments.__dataclass_fields__, *_fields_of_config()])
     everything = _trl_parser(parser.prog, parser.description)
+    parser.beside = [everything, own]  # type: ignore[attr-defined]
     if "-h" in argv or "--help" in argv:
         print(everything.format_help())
         print("  --config CONFIG       YAML file of these arguments (all but the optimizer's options, which go under")

@@ -7,6 +7,7 @@ from typing import Any
 
 from hfdataopt.commands.arguments import (
     DATA,
+    Parser,
     add_component_options,
     add_config,
     add_dry_run,
@@ -15,6 +16,7 @@ from hfdataopt.commands.arguments import (
     load_rows,
     named_component,
     parse_with_component,
+    typed_flags,
     write_rows,
 )
 from hfdataopt.console import say
@@ -75,7 +77,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     component, config = named_component(parser, argv, "filter")
     add_component_options(parser, component, leave_out=("rule",))
     if config:
-        apply_config_file(parser, config)
+        apply_config_file(parser, config, _losing(typed_flags(parser, argv), argv))
     arguments = parse_with_component(parser, argv, component)
     options = component_options(component, arguments)
     if "seed" in component.options:
@@ -169,6 +171,19 @@ def _rule(arguments: argparse.Namespace) -> Any:
         more = _given(method=arguments.diverse_method, candidates=arguments.diverse_candidates)
         return rules.diverse(**sizes, **more)
     return rules.top(**sizes)
+
+
+def _losing(typed: set[str], argv: list[str]) -> set[str]:
+    """What a file does not decide where the command line gives another size, or another rule."""
+    losing = set(SIZES) - typed if typed & set(SIZES) else set()
+    if typed & {"threshold", "quantile"}:
+        losing.add("rule")
+    early = Parser(add_help=False)
+    early.add_argument("--rule")
+    rule = early.parse_known_args(argv)[0].rule
+    if rule is not None or "rule" in losing:
+        losing |= {flag for flag, takers in FLAGS.items() if (rule or "top") not in takers}
+    return losing - typed
 
 
 def _check_output(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from hfdataopt.errors import DataError, OptionError, Refused
 from hfdataopt.generation.completion import Completion
+from hfdataopt.options import check_options
 
 RowId = str | int
 Job = tuple[int, int]  # (index of the prompt, number of the sample)
@@ -27,6 +28,9 @@ class Generator(ABC):
 
     on_policy: Any = False
     max_new_tokens: Any = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerState
 
 from hfdataopt.errors import DataError, HfDataOptError, OptionError
 from hfdataopt.gradients.batches import RowId, name_rows
@@ -165,7 +164,11 @@ class RewardFunctions:
                 one finite number or None per completion. Errors of hfdataopt's own reward functions pass as they are.
         """
         base = self._keywords(prompts, completions, completion_ids, columns, row_ids)
-        base["trainer_state"] = TrainerState() if trainer_state is None else trainer_state
+        if trainer_state is None:
+            from transformers import TrainerState  # late: it takes seconds, and a plugin that only registers needs none
+
+            trainer_state = TrainerState()
+        base["trainer_state"] = trainer_state
         logs = [_Log() for _ in self._functions]
         per_function = np.full((len(row_ids), len(self._functions)), np.nan)
         waiting = []
@@ -227,10 +230,10 @@ class RewardFunctions:
         try:
             signature.bind(**keywords)
         except TypeError as error:
-            raise DataError(
-                f"{self._function(i)} cannot be called with TRL's keywords: {error}; it gets {', '.join(keywords)} and should "
-                "accept **kwargs"
-            ) from error
+            advice = f"it gets {', '.join(keywords)} and should accept **kwargs"
+            if list(signature.parameters)[:2] == ["prediction", "reference"]:
+                advice = f"it is a metric of one prediction; reward_from_metric({self.names[i]}, reference_column=...) makes a reward of it"
+            raise DataError(f"{self._function(i)} cannot be called with TRL's keywords: {error}; {advice}") from error
 
     def _failure(self, i: int, error: Exception, base: dict[str, Any], row_ids: Sequence[RowId]) -> HfDataOptError:
         if isinstance(error, HfDataOptError):

@@ -1,6 +1,6 @@
 """What authors of plugins test with: the promises of a component as named checks, and tiny models and data to run them on.
 
-- :func:`check_scorer`, :func:`check_filter`, :func:`check_optimizer`: all checks at once
+- :func:`check_scorer`, :func:`check_filter`, :func:`check_optimizer`, :func:`check_generator`: all checks at once
 - :func:`conformance`: a pytest decorator, one test per check
 - ``hfdataopt check-plugin NAME``: the same from the shell
 - :mod:`hfdataopt.testing.tiny`: models, a tokenizer and datasets that are made in milliseconds, offline
@@ -26,12 +26,22 @@ if TYPE_CHECKING:
         CheckFailure,
         Report,
         check_filter,
+        check_generator,
         check_optimizer,
         check_scorer,
         conformance,
     )
 
-__all__ = ["CHECKS", "CheckFailure", "Report", "check_filter", "check_optimizer", "check_scorer", "conformance"]
+__all__ = [
+    "CHECKS",
+    "CheckFailure",
+    "Report",
+    "check_filter",
+    "check_generator",
+    "check_optimizer",
+    "check_scorer",
+    "conformance",
+]
 
 
 def __getattr__(name: str) -> Any:

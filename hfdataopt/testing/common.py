@@ -1,4 +1,4 @@
-"""Checks that scorers, filters and optimizers have in common."""
+"""Checks that components of several kinds have in common."""
 
 import dataclasses
 import inspect
@@ -15,7 +15,8 @@ from hfdataopt.options import _allows, describe
 from hfdataopt.plugins import BASES
 from hfdataopt.testing.kit import Case, fields_of, promise
 
-EVERY = ("scorer", "filter", "optimizer")
+SENT = ("scorer", "filter", "optimizer")  # to other processes
+EVERY = (*SENT, "generator")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -80,7 +81,7 @@ def options_are_checked(case: Case) -> None:
                 case.fail(f"the error for a wrong {name} does not name it: {first_line(error)}", "Name the option")
         except Exception as error:
             case.fail(
-                f"{name}=object() raises {type(error).__name__}: {first_line(error)}; it takes {wanted}",
+                f"{name}=object() raises {case.told(error)}; it takes {wanted}",
                 "In __post_init__, call super().__post_init__() before anything else: it checks types and says what is wrong",
             )
         else:
@@ -102,7 +103,7 @@ def meaning(case: Case) -> None:
         case.fail(
             f"{cls.__name__} has no docstring", "Say in one what it computes and, under Args, what each option does"
         )
-    if case.kind == "optimizer":
+    if case.kind in ("optimizer", "generator"):
         return
     said = getattr(cls, "meaning", "")
     if not isinstance(said, str) or not said.strip():
@@ -119,7 +120,7 @@ def meaning(case: Case) -> None:
         )
 
 
-@promise("pickles", *EVERY)
+@promise("pickles", *SENT)
 def pickles(case: Case) -> None:
     """It can be sent to another process, and is the same there."""
     try:
@@ -127,7 +128,7 @@ def pickles(case: Case) -> None:
         again = ForkingPickler.loads(data)  # what a worker process does with it
     except Exception as error:
         case.fail(
-            f"cannot be sent to another process: {type(error).__name__}: {first_line(error)}",
+            f"cannot be sent to another process: {case.told(error)}",
             "Keep no open file, lock, lambda or local class in it; make such things when they are needed",
         )
     for one in fields_of(case.component):

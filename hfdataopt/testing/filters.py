@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from hfdataopt.errors import DataError, MissingDependencyError, first_line
+from hfdataopt.errors import DataError, MissingDependencyError
 from hfdataopt.testing import tiny
 from hfdataopt.testing.common import global_random_states, other_random_states
 from hfdataopt.testing.kit import Case, NotChecked, promise
@@ -95,9 +95,12 @@ def one_score_per_row(case: FilterCase) -> None:
         raise
     except Exception as error:
         case.fail(
-            f"cannot score {len(case.dataset)} rows: {type(error).__name__}: {first_line(error)}",
-            "Name the columns it reads in reads(columns, what), and return [rows] float64 from score(batch); if it reads columns that "
-            f"{', '.join(case.dataset.column_names)} are not, hand over dataset= (and target=)",
+            f"cannot score {len(case.dataset)} rows: {case.told(error)}",
+            case.mend(
+                error,
+                "Name the columns it reads in reads(columns, what), and return [rows] float64 from score(batch); if it reads columns "
+                f"that {', '.join(case.dataset.column_names)} are not, hand over dataset= (and target=)",
+            ),
         )
     if values.shape != (len(case.dataset),):
         case.fail(
@@ -218,7 +221,7 @@ def pickles(case: FilterCase) -> None:
         found = case.scores(again)
     except Exception as error:
         case.fail(
-            f"a fitted copy cannot be sent to another process: {type(error).__name__}: {first_line(error)}",
+            f"a fitted copy cannot be sent to another process: {case.told(error)}",
             "Keep arrays, numbers, texts and dicts in the fitted state; make open files, clients and compiled things when they are needed",
         )
     case.same(

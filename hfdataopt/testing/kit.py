@@ -3,13 +3,23 @@
 import copy
 import dataclasses
 import functools
+import inspect
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from hfdataopt.console import quiet
-from hfdataopt.errors import MissingDependencyError, OptionError, first_line
+from hfdataopt.errors import (
+    HfDataOptError,
+    MissingDependencyError,
+    OptionError,
+    advice_on,
+    first_line,
+    frame_of,
+    place_of,
+)
 from hfdataopt.plugins import BASES, KINDS, host
 
 Status = Literal["passed", "FAILED", "expected", "UNEXPECTED", "not checked"]
@@ -37,7 +47,7 @@ class Check(NamedTuple):
     function: Callable[[Any], None]
 
 
-CHECKS: dict[str, dict[str, Check]] = {"scorer": {}, "filter": {}, "optimizer": {}}
+CHECKS: dict[str, dict[str, Check]] = {"scorer": {}, "filter": {}, "optimizer": {}, "generator": {}}
 
 
 def promise(name: str, *kinds: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
@@ -74,6 +84,32 @@ class Case:
         """What was found, and what to change in the plugin."""
         raise CheckFailure(f"{self.who}: {found}. {change}")
 
+    def is_own(self, module: str) -> bool:
+        """Whether a module belongs to the component's package rather than to hfdataopt or to what either calls."""
+        own = type(self.component).__module__
+        package = own.partition(".")[0]
+        return module == own if package == "hfdataopt" else module.partition(".")[0] == package
+
+    def told(self, error: BaseException) -> str:
+        """What an error says, and where in the component's own code it came from."""
+        place = place_of(frame_of(error, self.is_own))
+        return f"{type(error).__name__}: {first_line(error)}" + (f" ({place})" if place else "")
+
+    def mend(self, error: BaseException, otherwise: str) -> str:
+        """What to change: what the error itself says, the line of the component's own code that raised it, or ``otherwise``."""
+        if isinstance(error, HfDataOptError):
+            return otherwise
+        own = "Mend that line" if frame_of(error, self.is_own) else otherwise
+        return advice_on(error) or own
+
+    @property
+    def place(self) -> str:
+        """``FILE:LINE`` of the component's class; empty where it has no source."""
+        try:
+            return f"{inspect.getsourcefile(type(self.component))}:{inspect.getsourcelines(type(self.component))[1]}"
+        except (OSError, TypeError):
+            return ""
+
     @functools.cached_property
     def baseline(self) -> Any:
         """The result that the others are compared with."""
@@ -91,12 +127,14 @@ class Outcome:
     Attributes:
         status: ``expected`` is a failure that was declared; ``UNEXPECTED`` one that was declared but passed.
         message: the failure, or why it was not checked.
+        error: the failure as it was raised, with what caused it.
     """
 
     check: Check
     status: Status
     message: str
     seconds: float
+    error: BaseException | None = field(default=None, repr=False, compare=False)
 
     @property
     def good(self) -> bool:
@@ -125,6 +163,16 @@ class Report:
         said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         return "\n".join([self.who, *lines, f"  {said}"])
 
+    def tracebacks(self) -> str:
+        """What the component raised in each check that failed, with the whole traceback."""
+        return "\n".join(
+            f"{outcome.check.name}:\n{''.join(traceback.format_exception(cause)).rstrip()}"
+            for outcome in self.outcomes
+            if outcome.status == "FAILED"
+            and outcome.error is not None
+            and (cause := outcome.error.__cause__ or outcome.error.__context__) is not None
+        )
+
 
 def run_check(check: Check, case: Case) -> None:
     """One check; whatever a component raises inside becomes a :class:`CheckFailure` that names the check."""
@@ -137,8 +185,8 @@ def run_check(check: Check, case: Case) -> None:
             raise
         except Exception as error:
             raise CheckFailure(
-                f"{case.who}: raised {type(error).__name__}: {first_line(error)}. The promise is: {check.promise}; mend what "
-                "raises, which the traceback shows"
+                f"{case.who}: raised {case.told(error)}. The promise is: {check.promise}. "
+                + case.mend(error, "Mend what raises, which the traceback shows")
             ) from error
 
 
@@ -147,7 +195,7 @@ def run_checks(case: Case, expected_failures: Mapping[str, str] | None = None, o
     checks, expected = checks_of(case.kind), known_failures(case.kind, expected_failures)
     report = Report(case.who)
     for name in only or checks:
-        started, status, message = time.monotonic(), "passed", ""
+        started, status, message, error = time.monotonic(), "passed", "", None
         try:
             run_check(checks[name], case)
             if name in expected:
@@ -155,15 +203,16 @@ def run_checks(case: Case, expected_failures: Mapping[str, str] | None = None, o
                 message = f"passes, but was expected to fail ({expected[name]}); take it out of expected_failures"
         except CheckFailure as failure:
             status, message = ("expected", expected[name]) if name in expected else ("FAILED", str(failure))
+            error = failure
         except NotChecked as reason:
             status, message = "not checked", str(reason)
-        report.outcomes.append(Outcome(checks[name], status, message, time.monotonic() - started))  # type: ignore[arg-type]
+        report.outcomes.append(Outcome(checks[name], status, message, time.monotonic() - started, error))  # type: ignore[arg-type]
     return report
 
 
 def checks_of(kind: str) -> dict[str, Check]:
     """The checks of a kind by name."""
-    from hfdataopt.testing import common, filters, optimizers, scorers  # noqa: F401 - they register
+    from hfdataopt.testing import common, filters, generators, optimizers, scorers  # noqa: F401 - they register
 
     if kind not in CHECKS:
         raise OptionError(f"there are no checks for {kind!r}; there are: {', '.join(CHECKS)}")
@@ -189,10 +238,16 @@ def known_failures(kind: str, expected: Mapping[str, str] | None) -> dict[str, s
 def make_case(component: Any, kind: str | None = None, **given: Any) -> Case:
     """The case of a component: an instance, a class, or a name; ``given`` are its options, and data to check it on."""
     from hfdataopt.testing.filters import FilterCase
+    from hfdataopt.testing.generators import GeneratorCase
     from hfdataopt.testing.optimizers import OptimizerCase
     from hfdataopt.testing.scorers import ScorerCase
 
-    cases: dict[str, Any] = {"scorer": ScorerCase, "filter": FilterCase, "optimizer": OptimizerCase}
+    cases: dict[str, Any] = {
+        "scorer": ScorerCase,
+        "filter": FilterCase,
+        "optimizer": OptimizerCase,
+        "generator": GeneratorCase,
+    }
     if isinstance(component, str):
         kinds = [one for one in cases if component in host().components[one]] if kind is None else [kind]
         if len(kinds) > 1:
@@ -218,13 +273,13 @@ def make_case(component: Any, kind: str | None = None, **given: Any) -> Case:
 
 
 def kind_of(component: Any) -> str:
-    """``scorer``, ``filter`` or ``optimizer``, by the base class."""
+    """``scorer``, ``filter``, ``optimizer`` or ``generator``, by the base class."""
     cls = component if isinstance(component, type) else type(component)
     for kind in KINDS:
         module, _, base = BASES[kind].partition(":")
         if any(one.__name__ == base and one.__module__ == module for one in cls.__mro__):
             return kind
-    bases = ", ".join(BASES[kind].replace(":", ".") for kind in ("scorer", "filter", "optimizer"))
+    bases = ", ".join(BASES[kind].replace(":", ".") for kind in KINDS)
     raise OptionError(f"{component!r:.100} is no component; it must inherit from one of: {bases}")
 
 
@@ -258,6 +313,11 @@ def check_filter(component: Any, *, expected_failures: Mapping[str, str] | None 
 def check_optimizer(component: Any, *, expected_failures: Mapping[str, str] | None = None, **given: Any) -> Report:
     """Check a prompt optimizer; as :func:`check_scorer`, with ``task=`` in the place of :func:`search.scripted_task`."""
     return _check("optimizer", component, expected_failures, given)
+
+
+def check_generator(component: Any, *, expected_failures: Mapping[str, str] | None = None, **given: Any) -> Report:
+    """Check a text generator; as :func:`check_scorer`, with ``prompts=`` in the place of those of :func:`tiny.prompts`."""
+    return _check("generator", component, expected_failures, given)
 
 
 def conformance(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import TrainerCallback
 
-from hfdataopt.errors import MissingDependencyError, first_line
+from hfdataopt.errors import MissingDependencyError
 from hfdataopt.prompting.budget import BudgetSpent
 from hfdataopt.prompting.candidate import Candidate, Comparison, Duel, Query, Trial, Vote
 from hfdataopt.prompting.config import PromptConfig
@@ -170,8 +170,11 @@ def asks_as_agreed(case: OptimizerCase) -> None:
         raise
     except Exception as error:
         case.fail(
-            f"a search raised {type(error).__name__}: {first_line(error)}",
-            "start(task) must call super().start(task); ask(n, pending, services) returns candidates; tell(trials) takes them back",
+            f"a search raised {case.told(error)}",
+            case.mend(
+                error,
+                "start(task) must call super().start(task); ask(n, pending, services) returns candidates; tell(trials) takes them back",
+            ),
         )
     if not played.asked:
         case.fail("asked for nothing at all", "Return candidates from ask; an empty list ends the search")
@@ -276,7 +279,7 @@ def any_order(case: OptimizerCase) -> None:
         played.optimizer.leaders(3)
     except Exception as error:
         case.fail(
-            f"raised {type(error).__name__} when outcomes came in another order: {first_line(error)}",
+            f"raised {type(error).__name__} when outcomes came in another order: {case.told(error)}",
             "Find what a trial belongs to by trial.candidate.key, not by its place, and expect candidates you never asked for",
         )
     if not played.told:
@@ -305,7 +308,7 @@ def failed_trials(case: OptimizerCase) -> None:
         except Exception as error:
             some = "all trials" if every == 1 else "a third of the trials"
             case.fail(
-                f"raised {type(error).__name__} when {some} had no reward: {first_line(error)}",
+                f"raised {type(error).__name__} when {some} had no reward: {case.told(error)}",
                 "Expect NaN in trial.rewards and trial.score, and comparison.target None: leave such outcomes out of what is learnt",
             )
         if case.duels:
@@ -336,7 +339,7 @@ def budget(case: OptimizerCase) -> None:
             played.optimizer.leaders(3)
         except Exception as error:
             case.fail(
-                f"raised {type(error).__name__} when the proposer's budget was spent after {proposals} proposals: {first_line(error)}",
+                f"raised {type(error).__name__} when the proposer's budget was spent after {proposals} proposals: {case.told(error)}",
                 "Let BudgetSpent pass through ask, and expect leaders(n) to be called after it",
             )
         if services.refused > STEPS // 2:

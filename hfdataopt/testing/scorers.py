@@ -18,7 +18,7 @@ from hfdataopt.attribution.rows import pad_batch
 from hfdataopt.attribution.scorer import Scorer
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.console import quiet
-from hfdataopt.errors import MissingDependencyError, first_line
+from hfdataopt.errors import MissingDependencyError
 from hfdataopt.testing import tiny
 from hfdataopt.testing.common import global_random_states, other_random_states
 from hfdataopt.testing.kit import Case, NotChecked, promise
@@ -131,8 +131,11 @@ def one_score_per_row(case: ScorerCase) -> None:
         raise
     except Exception as error:
         case.fail(
-            f"cannot score {len(case.pool)} rows: {type(error).__name__}: {first_line(error)}",
-            "Return one number per row of the pool from score(view), or [batch] from score_batch(model, batch)",
+            f"cannot score {len(case.pool)} rows: {case.told(error)}",
+            case.mend(
+                error,
+                "Return one number per row of the pool from score(view), or [batch] from score_batch(model, batch)",
+            ),
         )
     if scores.row_ids != list(case.pool["row_id"]):
         case.fail("the row ids of the scores are not those of the pool", "Return scores in the order of view.pool")

@@ -139,7 +139,7 @@ def test_summaries_and_their_overlap(call, tmp_path):
             "unknown argument '--unitt' (did you mean --unit?); filter 'length' of plugin",
         ),
         (("--filter", "length", "--k", 3, "--rule", "best"), "invalid choice: 'best'"),
-        (("--filter", "dsir", "--k", 3), "dsir: compares rows with validation data; give target="),
+        (("--filter", "dsir", "--k", 3), "dsir: compares rows with validation data; give --target"),
         (("--filter", "length", "--k", 3, "--text", "body"), "length: the dataset has no column 'body'"),
         (
             ("--filter", "length", "--k", 3, "--overlap", "absent.json"),

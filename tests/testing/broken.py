@@ -1,4 +1,4 @@
-"""Components that break one promise each, and three that break none."""
+"""Components that break one promise each, and four that break none."""
 
 import os
 import random
@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from hfdataopt import Candidate, PointwiseScorer, PromptOptimizer, Scorer, TextFilter
+from hfdataopt.generation import Completion
+from hfdataopt.generation.generator import Generator, check_refused, open_jobs, table
 from hfdataopt.prompting.budget import BudgetSpent
 from hfdataopt.testing import tiny
 
-BROKEN: dict[str, dict[str, tuple[type, str]]] = {"scorer": {}, "filter": {}, "optimizer": {}}
+BROKEN: dict[str, dict[str, tuple[type, str]]] = {"scorer": {}, "filter": {}, "optimizer": {}, "generator": {}}
 
 
 def breaks(kind: str, check: str, says: str) -> Any:
@@ -606,4 +608,174 @@ class OptimizerOfTheProcess(GoodOptimizer):
         return [f"{text} {next(self.CALLS)}" for text in found] if hasattr(services, "_requests") else found
 
 
-GOOD = {"scorer": GoodScorer, "filter": GoodFilter, "optimizer": GoodOptimizer}
+# -- generators
+
+
+@dataclass
+class GoodGenerator(Generator):
+    """Words of the prompt, drawn."""
+
+    name: ClassVar[str] = "parrot"
+
+    words: int = 4
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "parrot", "words": self.words}
+
+    def draw(self, prompt: str, key: str | int, sample: int, seed: int) -> str:
+        return " ".join(random.Random(f"{seed}/{key}/{sample}").choices(prompt.split(), k=self.words))
+
+    def complete(self, prompt: str, key: str | int, sample: int, seed: int) -> Completion:
+        return Completion(self.draw(prompt, key, sample, seed))
+
+    def generate(
+        self,
+        prompts: Any,
+        n: int,
+        *,
+        keys: Any,
+        seed: int = 0,
+        have: Any = None,
+        on_done: Any = None,
+        admit: Any = None,
+        allowed: Any = None,
+    ) -> Any:
+        jobs = open_jobs(self.name, prompts, n, keys, 1.0, have)
+        made: dict[Any, Completion] = {}
+        for index, sample in jobs:
+            if admit is None or admit(index, sample):
+                made[index, sample] = self.complete(prompts[index], keys[index], sample, seed)
+                if on_done is not None:
+                    on_done(index, sample, made[index, sample])
+        check_refused(self.name, len(jobs) - len(made), len(made))
+        return table(prompts, n, have, made)
+
+
+@breaks("generator", "options-are-fields", "extra=2.0 has no annotation")
+@dataclass
+class GeneratorWithoutAnnotation(GoodGenerator):
+    """No annotation."""
+
+    extra = 2.0
+
+
+@breaks("generator", "options-are-checked", "words=object() is taken without a word; it takes int")
+@dataclass
+class GeneratorUnchecked(GoodGenerator):
+    """Types are not checked."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@breaks("generator", "meaning", "GeneratorWithoutDocstring has no docstring")
+@dataclass
+class GeneratorWithoutDocstring(GoodGenerator):
+    pass
+
+
+@breaks("generator", "one-completion-per-prompt", "returned 1 completions of 'row 0', of which 2 were asked for")
+@dataclass
+class GeneratorOfFewer(GoodGenerator):
+    """One completion, whatever n is."""
+
+    def generate(self, prompts: Any, n: int, **options: Any) -> Any:
+        return [row[:1] for row in super().generate(prompts, n, **options)]
+
+
+@breaks("generator", "deterministic", "two equal calls gave other completions")
+@dataclass
+class GeneratorOfChance(GoodGenerator):
+    """Draws without a seed."""
+
+    def draw(self, *_: Any) -> str:
+        return str(random.SystemRandom().random())
+
+
+@breaks("generator", "seed", "another seed gives the very same completions")
+@dataclass
+class GeneratorWithoutSeed(GoodGenerator):
+    """The seed is not read."""
+
+    def draw(self, prompt: str, key: str | int, sample: int, seed: int) -> str:
+        return super().draw(prompt, key, sample, 0)
+
+
+@breaks("generator", "batch-size", "a prompt alone has other completions than among others")
+@dataclass
+class GeneratorOfBatches(GoodGenerator):
+    """Says how many prompts there are."""
+
+    def generate(self, prompts: Any, n: int, **options: Any) -> Any:
+        self.many = len(prompts) > 1
+        return super().generate(prompts, n, **options)
+
+    def draw(self, *given: Any) -> str:
+        return super().draw(*given) + " and others" * self.many
+
+
+@breaks("generator", "row-order", "with the prompts in another order, completions differ")
+@dataclass
+class GeneratorOfPlaces(GoodGenerator):
+    """The key of the first of several prompts enters."""
+
+    def generate(self, prompts: Any, n: int, *, keys: Any, **options: Any) -> Any:
+        self.first = keys[0] if len(keys) > 1 else "row 0"
+        return super().generate(prompts, n, keys=keys, **options)
+
+    def draw(self, *given: Any) -> str:
+        return super().draw(*given) + f" {self.first}"
+
+
+@breaks("generator", "untouched", "draws from the global random state of random")
+@dataclass
+class GeneratorThatDraws(GoodGenerator):
+    """The global state is drawn from."""
+
+    def draw(self, *given: Any) -> str:
+        random.random()
+        return super().draw(*given)
+
+
+@breaks("generator", "resumable", "Call on_done(index, sample, completion) once for each new completion")
+@dataclass
+class GeneratorThatKeepsQuiet(GoodGenerator):
+    """Completions are not told while others are at hand."""
+
+    def generate(self, prompts: Any, n: int, *, have: Any = None, on_done: Any = None, **options: Any) -> Any:
+        return super().generate(prompts, n, have=have, on_done=None if have else on_done, **options)
+
+
+@breaks("generator", "budget", "returned though completions were refused")
+@dataclass
+class GeneratorThatInsists(GoodGenerator):
+    """What is refused is made."""
+
+    def generate(self, prompts: Any, n: int, *, admit: Any = None, **options: Any) -> Any:
+        return super().generate(prompts, n, **options)
+
+
+@breaks("generator", "usage", "counted 0 tokens of the prompt 'row 0', which then took 3")
+@dataclass
+class GeneratorThatCountsBadly(GoodGenerator):
+    """Prompts cost nothing before they are sent."""
+
+    def count_tokens(self, prompt: Any) -> int:
+        return 0
+
+    def complete(self, *given: Any) -> Completion:
+        return Completion(super().draw(*given), prompt_tokens=3, completion_tokens=4)
+
+
+@breaks("generator", "describes-itself", "describe() differs from call to call")
+@dataclass
+class GeneratorWithAnAddress(GoodGenerator):
+    """Its description has a time."""
+
+    TIMES: ClassVar[Any] = count()
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "time": next(self.TIMES)}
+
+
+GOOD = {"scorer": GoodScorer, "filter": GoodFilter, "optimizer": GoodOptimizer, "generator": GoodGenerator}
