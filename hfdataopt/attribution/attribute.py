@@ -1,7 +1,9 @@
 """``attribute``: a scorer on a model in memory, or on saved checkpoints, with no trainer."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hfdataopt.attribution.callback import resolve_scorer
@@ -12,8 +14,10 @@ from hfdataopt.attribution.rows import Rows
 from hfdataopt.attribution.run import Aggregate, ScoringRun
 from hfdataopt.attribution.scores import Scores
 from hfdataopt.console import say
-from hfdataopt.errors import DataError, OptionError
+from hfdataopt.errors import DataError, OptionError, first_line
 from hfdataopt.gradients import unpeft, weights_hash
+from hfdataopt.hub import why_not_on_hub
+from hfdataopt.sharded import refuse_sharded
 
 
 def attribute(
@@ -34,7 +38,8 @@ def attribute(
     """Score the rows of ``pool`` by how they help ``model`` on ``queries``.
 
     Args:
-        model: a ``PreTrainedModel`` (or a PEFT model); its weights are not changed.
+        model: a ``PreTrainedModel`` (or a PEFT model), whose weights are not changed; or a folder or hub id, loaded as the class
+            that its config names, with its tokenizer where no ``processing_class`` is given.
         pool: the training rows, tokenized as for the Trainer, or raw text that ``processing_class`` can read.
         queries: validation rows in the same form; None for a scorer that needs none.
         scorer: a name, or a scorer (then options are an error).
@@ -53,8 +58,11 @@ def attribute(
         Scores, higher = more helpful.
     """
     chosen = resolve_scorer(scorer, options)
+    if isinstance(model, str | os.PathLike):
+        model, processing_class = open_model(os.fspath(model), processing_class)
     if not hasattr(model, "forward"):
-        raise OptionError(f"attribute: model={model!r} is no model; load it first, for example with from_pretrained")
+        raise OptionError(f"attribute: model={model!r} is no model; pass a PreTrainedModel, a folder or a hub id")
+    refuse_sharded("attribute", model)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise OptionError(f"attribute: batch_size={batch_size!r} must be a whole number of at least 1")
     if chosen.needs_queries and queries is None:
@@ -114,6 +122,41 @@ def attribute(
     for checkpoint, moment in zip(found, moments, strict=True):
         run.observe(load_weights(model, checkpoint), moment, checkpoint)
     return run.finish()
+
+
+def open_model(name: str, processing_class: Any = None) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder or hub id; the tokenizer is None where there is none.
+
+    Raises:
+        OptionError: it cannot be loaded, or its config names no class of transformers that it could be loaded as.
+    """
+    import transformers
+
+    if (why := why_not_on_hub(name)) is not None:
+        raise OptionError(f"attribute: the folder model={name!r} {why}")
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+        raise OptionError(
+            f"attribute: model={name!r} holds an adapter only; load it on its model with peft and pass that"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        kind = getattr(transformers, (config.architectures or [""])[0], None)
+        if kind is None:
+            raise OptionError(
+                f"attribute: model={name!r} names no class of transformers to load it as (architectures: {config.architectures}); "
+                "load it yourself and pass the model"
+            )
+        model = kind.from_pretrained(name, trust_remote_code=False).eval()
+    except OptionError:
+        raise
+    except Exception as error:  # a broken file, no network: anything, from several libraries
+        raise OptionError(
+            f"attribute: cannot load model={name!r}: {type(error).__name__}: {first_line(error)}; a local folder can be given too"
+        ) from error
+    if processing_class is None:
+        with contextlib.suppress(Exception):  # no tokenizer, which is missed only where there is raw text
+            processing_class = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return model, processing_class
 
 
 def load_weights(model: Any, checkpoint: Checkpoint) -> Any:

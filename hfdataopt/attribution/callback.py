@@ -19,6 +19,7 @@ from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.files import JsonLines
 from hfdataopt.gradients import weights_hash
 from hfdataopt.plugins import get_scorer
+from hfdataopt.sharded import refuse_sharded
 
 _FOLDERS: "weakref.WeakValueDictionary[str, AttributionCallback]" = weakref.WeakValueDictionary()
 WHEN = ("train_begin", "epoch", "save", "train_end")
@@ -104,7 +105,7 @@ class AttributionCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model, loader = kwargs["model"], kwargs["train_dataloader"]
         self._scores, self._trained = None, False
-        self._refuse_unsupported(args, loader)
+        self._refuse_unsupported(args, loader, model)
         collate, keep = loader.collate_fn, getattr(loader.dataset, "column_names", None)
         keep = keep and [*keep, "label", "labels"]
         processing_class = kwargs.get("processing_class")
@@ -223,7 +224,7 @@ class AttributionCallback(TrainerCallback):
 
     # -- data
 
-    def _refuse_unsupported(self, args: Any, loader: Any) -> None:
+    def _refuse_unsupported(self, args: Any, loader: Any, model: Any) -> None:
         who = f"AttributionCallback({self.scorer.name!r})"
         for option in ("packing", "padding_free"):
             if getattr(args, option, False) and self._pool is None:
@@ -231,10 +232,7 @@ class AttributionCallback(TrainerCallback):
                     f"{who}: {option}=True puts several rows into one, so a batch row is no training row; set {option}=False, "
                     "or pass pool= the unpacked tokenized dataset (trainer= does not help: the ids are lost)"
                 )
-        if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
-            raise OptionError(
-                f"{who}: deepspeed and FSDP shard the weights, which per-example gradients cannot read; run attribute() on a saved checkpoint"
-            )
+        refuse_sharded(who, model, args)
         if self.when == "save" and str(getattr(args.save_strategy, "value", args.save_strategy)) == "no":
             raise OptionError(
                 f"{who}: when='save', but save_strategy='no' never saves; use when='epoch', or save_strategy='epoch'"

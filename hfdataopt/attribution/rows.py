@@ -123,6 +123,29 @@ def sample_hashes(dataset: Any, ids: RowIds) -> list[dict[str, Any]]:
     return sample
 
 
+def row_hashes(dataset: Any) -> dict[str, np.ndarray]:
+    """Column -> ``[rows]`` uint64, a hash of each row's value, whatever the format; no column whose values JSON cannot hold."""
+    columns = getattr(dataset, "column_names", None)
+    found: dict[str, list[str | None]]
+    if columns is None:
+        rows = [dataset[position] for position in range(len(dataset))]
+        if not all(isinstance(row, Mapping) for row in rows):
+            return {}
+        shared = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
+        found = {name: [_hash_value(row[name]) for row in rows] for name in shared}
+    else:
+        found = {name: [] for name in columns}
+        for table in dataset.with_format("arrow").iter(1000) if columns else ():
+            for name in columns:
+                if None not in found[name][-1:]:  # one value that JSON lacks, and the column is left out
+                    found[name] += [_hash_value(value) for value in table[name].to_pylist()]
+    return {
+        name: np.array([int(value, 16) for value in values], dtype=np.uint64)  # type: ignore[arg-type]
+        for name, values in found.items()
+        if name != ROW_ID and None not in values
+    }
+
+
 def _hash_value(value: Any) -> str | None:
     if isinstance(value, torch.Tensor | np.ndarray):
         value = value.tolist()
@@ -169,6 +192,7 @@ class Rows:
         ids: the row ids, ``[rows]``.
         side: ``"pool"`` or ``"queries"``, for messages.
         prompts: whether they are prompts to be completed, which have no batches.
+        dropped: how many rows a trainer left out before these were counted; None where that is not known.
     """
 
     def __init__(
@@ -179,6 +203,7 @@ class Rows:
         side: str,
         keep: Sequence[str] | None = None,
         prompts: bool = False,
+        dropped: int | None = 0,
     ):
         check_map_style(dataset, f"the {side}" if side != "queries" else "queries=")
         self.side = side
@@ -189,6 +214,7 @@ class Rows:
         self.dataset = dataset.remove_columns(drop) if drop else dataset
         self.collate = collate
         self.prompts = prompts
+        self.dropped = dropped
 
     def __len__(self) -> int:
         return len(self.ids)

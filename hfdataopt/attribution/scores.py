@@ -1,12 +1,13 @@
 """``Scores``: one number per training row, with what is needed to join it to the right dataset, save it and explain it."""
 
+import functools
 import hashlib
 import json
 import math
 import os
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -16,12 +17,21 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from hfdataopt.attribution.rows import ROW_ID, RowIds, check_map_style, row_ids, sample_hashes
+from hfdataopt.attribution.prepare import TEXT_COLUMNS
+from hfdataopt.attribution.rows import ROW_ID, RowIds, check_map_style, row_hashes, row_ids, sample_hashes
 from hfdataopt.attribution.scorer import MEANINGS
+from hfdataopt.console import say
 from hfdataopt.errors import DataError, MissingDependencyError, OptionError, StoreError
 from hfdataopt.files import with_checksum, without_checksum
+from hfdataopt.gradients import name_rows
 
 FORMAT = 1
+# What a row is called by for a person; the first that it has.
+SHOWN = (("messages",), ("prompt", "completion"), ("prompt", "chosen"), *TEXT_COLUMNS, ("chosen",), ("prompt",))
+KEEP_IDS = (
+    "Score with ids instead: train_dataset=with_row_ids(dataset), then trainer.add_callback(AttributionCallback(..., "
+    "trainer=trainer)), or pass pool= the dataset that was prepared"
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -35,6 +45,11 @@ class Scores:
         standard_errors: ``[rows]`` Monte Carlo errors or None.
         metadata: scorer, options, meaning, moments, length and sampled hashes of the pool, precision and the like.
         pool_tokens, query_tokens: ``input_ids`` of the rows, for :meth:`explain`; None where the rows have none.
+        row_hashes: column of the pool -> ``[rows]`` uint64, by which :meth:`join` sees what was edited. They stay on this disk:
+            on the hub is a sample, which is compared in their place.
+
+    ``scores[row_id]`` is a row's score and ``scores[2:5]`` an array in the order of the pool, as are ``list(scores)`` and
+    ``numpy.asarray(scores)``.
     """
 
     values: np.ndarray
@@ -45,6 +60,7 @@ class Scores:
     pool_tokens: list[list[int]] | None = field(default=None, repr=False)
     query_tokens: list[list[int]] | None = field(default=None, repr=False)
     tokenizer: Any = field(default=None, repr=False)
+    row_hashes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.values = _numbers(self.values, "values", (len(_ids(self.row_ids)),))
@@ -57,13 +73,45 @@ class Scores:
             raise DataError(f"Scores: pool_tokens of {len(self.pool_tokens)} rows arrived for {rows} row ids")
         for name, hashes in self.row_hashes.items():
             if np.shape(hashes) != (rows,):
-                raise DataError(f"Scores: row_hashes[{name!r}] of shape {list(np.shape(hashes))} arrived for {rows} row ids")
+                raise DataError(
+                    f"Scores: row_hashes[{name!r}] of shape {list(np.shape(hashes))} arrived for {rows} row ids"
+                )
         _check_metadata(self.metadata)
         if self.by_position and self.row_ids != list(range(rows)):
             raise DataError("Scores: the rows are said to be known by position (by_position), but their ids are others")
 
     def __len__(self) -> int:
         return len(self.row_ids)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.values.tolist())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __getitem__(self, which: Any) -> Any:
+        if isinstance(which, slice):
+            return self.values[which]
+        try:
+            return float(self.values[self._positions[which]])
+        except (KeyError, TypeError):
+            some = ", ".join(map(repr, self.row_ids[:3]))
+            raise DataError(
+                f"scores of {self.scorer!r}: no row has the id {which!r}; scores[row_id] takes one of {some}{', ...' * (len(self) > 3)}"
+            ) from None
+
+    @functools.cached_property
+    def _positions(self) -> dict[Any, int]:
+        return {row: position for position, row in enumerate(self.row_ids)}
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` with the columns ``score`` and ``standard_error`` (where there is one), indexed by row id."""
+        import pandas as pd
+
+        columns = {"score": self.values}
+        if self.standard_errors is not None:
+            columns["standard_error"] = self.standard_errors
+        return pd.DataFrame(columns, index=pd.Index(self.row_ids, name=ROW_ID))
 
     @property
     def scorer(self) -> str:
@@ -81,6 +129,11 @@ class Scores:
         """Whether the row ids are positions in the pool, because it had no column ``row_id``."""
         return bool(self.metadata.get("by_position", False))
 
+    @property
+    def dropped(self) -> int | None:
+        """How many rows the trainer had left out before the others were counted by position; None where it is not known."""
+        return self.metadata.get("dropped", 0) if self.by_position else 0
+
     def __repr__(self) -> str:
         return f"<Scores {self}>"
 
@@ -90,12 +143,15 @@ class Scores:
             f"min {scored.min():.4g}, median {np.median(scored):.4g}, max {scored.max():.4g}" if len(scored) else "none"
         )
         missing = len(self) - len(scored)
-        return f"{self.scorer}: {len(self)} rows ({spread}{f', {missing} without a score' if missing else ''}); {self.meaning}"
+        kept = (
+            "" if not self.dropped else f"; by position among the rows that the trainer kept ({self.dropped} dropped)"
+        )
+        return f"{self.scorer}: {len(self)} rows ({spread}{f', {missing} without a score' if missing else ''}){kept}; {self.meaning}"
 
     # -- ranking
 
     def top(self, k: int | None = None, fraction: float | None = None) -> list[Any]:
-        """Row ids of the best ``k`` rows, or of the best ``fraction`` of all, best first; ties by row id.
+        """Row ids of the best ``k`` rows, or of the best ``fraction`` of those that have a score, best first; ties by row id.
 
         Raises:
             OptionError: not exactly one size, one out of range, or more rows than have a score.
@@ -107,7 +163,8 @@ class Scores:
         return self._first(k, fraction, worst_first=True)
 
     def _first(self, k: int | None, fraction: float | None, worst_first: bool) -> list[Any]:
-        count, ranked = count_of(k, fraction, len(self)), self._ranked(worst_first)
+        ranked = self._ranked(worst_first)
+        count = count_of(k, fraction, len(self) if k is not None else len(ranked))
         if count > len(ranked):
             raise OptionError(f"{self.scorer}: {count} rows were asked for but only {len(ranked)} have a score")
         return [self.row_ids[i] for i in ranked[:count]]
@@ -119,33 +176,42 @@ class Scores:
 
     # -- joining
 
-    def join(self, dataset: Any, column: str | None = None) -> Any:
+    def join(self, dataset: Any, column: str | None = None, *, edited: bool = False) -> Any:
         """The dataset with a column of these scores (None where a row has none), after checking that it is the same data.
 
         Rows are matched by the column ``row_id`` where the pool had one, else by position, and then the length must be
-        equal. Values of up to 64 sampled rows are compared by hash over the columns both have; the check that was made
-        is recorded in ``metadata["join_check"]``.
+        equal. Every row is compared by hash over the columns both have (of scores from the hub only sampled rows); the check
+        that was made is recorded in ``metadata["join_check"]``. Where there is no common column to compare, that is said.
+
+        Args:
+            edited: whether the rows may have been edited since; then their number is said, and it is no error.
 
         Raises:
             DataError: another length, other ids, or other contents.
         """
-        values = self.align(dataset)
+        if column is not None and (not isinstance(column, str) or not column):
+            raise OptionError(f"join: column={column!r:.80} must be the name of a column")
+        check_map_style(dataset, "join: the dataset")
+        if not hasattr(dataset, "add_column"):
+            raise DataError(
+                f"join: the dataset is a {type(dataset).__name__}; make it a datasets.Dataset, for example with Dataset.from_list"
+            )
+        values = self.align(dataset, edited=edited)
         name = column or f"score_{self.scorer}".replace("-", "_")
         if name in dataset.column_names:
             raise DataError(f"join: the dataset has a column {name!r} already; pass column=")
         return dataset.add_column(name, [None if np.isnan(value) else float(value) for value in values])
 
-    def align(self, dataset: Any) -> np.ndarray:
+    def align(self, dataset: Any, *, edited: bool = False) -> np.ndarray:
         """``[len(dataset)]`` scores in the order of the dataset, NaN where a row has none; checks as :meth:`join`."""
         check_map_style(dataset, "join: the dataset")
         has_ids = ROW_ID in (getattr(dataset, "column_names", None) or [])
         if self.by_position:
             if len(dataset) != len(self):
+                why = "may have dropped rows" if not self.dropped else f"dropped {self.dropped} rows"
                 raise DataError(
                     f"these scores belong to {len(self)} prepared rows identified by position, but the dataset has {len(dataset)}. "
-                    "The trainer may have dropped or packed rows, which a callback cannot see. Score with ids instead: "
-                    "train_dataset=with_row_ids(dataset), then trainer.add_callback(AttributionCallback(..., trainer=trainer)), "
-                    "or pass pool= the dataset that was prepared"
+                    f"The trainer {why} while it prepared them. {KEEP_IDS}"
                 )
             positions = list(range(len(self)))
         else:
@@ -153,33 +219,72 @@ class Scores:
                 raise DataError(
                     "these scores are keyed by row_id, but the dataset has no such column; join the dataset that has it"
                 )
-            where = {value: position for position, value in enumerate(self.row_ids)}
-            positions = [where.get(value, -1) for value in row_ids(dataset, "join: the dataset")]
+            positions = [self._positions.get(value, -1) for value in row_ids(dataset, "join: the dataset")]
             if all(position < 0 for position in positions):
                 raise DataError("no row_id of the dataset has a score: it is another dataset")
-        self._check_contents(dataset, {p: i for i, p in enumerate(positions) if p >= 0})
+        self._check_contents(dataset, np.array(positions), edited)
         return np.array([self.values[p] if p >= 0 else np.nan for p in positions])
 
-    def _check_contents(self, dataset: Any, position_in_dataset: dict[int, int]) -> None:
-        where = {value: position for position, value in enumerate(self.row_ids)}
-        compared: set[str] = set()
+    def _check_contents(self, dataset: Any, positions: np.ndarray, edited: bool) -> None:
+        """Compare the rows of a dataset with those that were scored, at ``positions [rows]`` of the pool (-1: none there)."""
+        compared, differing = self._differing(dataset, positions)
+        if not compared and self.by_position:
+            if self.dropped != 0:
+                raise DataError(
+                    "these scores are by position among the rows that the trainer kept, and the dataset has no column in common with "
+                    f"them that could show that it holds the same rows. {KEEP_IDS}"
+                )
+            say(
+                f"{self.scorer}: rows were matched by position only, since the dataset and the rows that were scored have no column "
+                "in common; with_row_ids(dataset) and trainer= keep ids"
+            )
+        rows = {row for column in differing.values() for row in column}
+        if rows:
+            name, column = next(iter(differing.items()))
+            more = f" (and {len(rows) - 1} more of {int((positions >= 0).sum())} rows)" if len(rows) > 1 else ""
+            if not edited:
+                raise DataError(
+                    f"row {column[0]!r}{more} has another value in column {name!r} than when it was scored: another dataset, another "
+                    "order or another preparation; or it was edited: then select first and edit afterwards, score again, or pass "
+                    "edited=True to take the scores of the rows as they were"
+                )
+            say(
+                f"{self.scorer}: {len(rows)} of {int((positions >= 0).sum())} rows were edited since they were scored (columns "
+                f"{', '.join(differing)}): {name_rows(sorted(rows))}; they keep their scores"
+            )
+        without = "no sampled row or no column in common"
+        self.metadata["join_check"] = (
+            f"hash of columns {sorted(compared)}" + (f"; {len(rows)} rows edited" if rows else "")
+            if compared
+            else f"{'length' if self.by_position else 'row ids'} only: {without}"
+        )
+
+    def _differing(self, dataset: Any, positions: np.ndarray) -> tuple[set[str], dict[str, list[Any]]]:
+        """The columns that could be compared, and those with other values: their rows."""
+        found: dict[str, list[Any]] = {}
+        if self.row_hashes:
+            there = np.flatnonzero(positions >= 0)
+            columns = [name for name in getattr(dataset, "column_names", None) or [] if name in self.row_hashes]
+            given = row_hashes(dataset.select_columns(columns) if columns else dataset)
+            compared = given.keys() & self.row_hashes.keys()
+            for name in sorted(compared):
+                other = there[given[name][there] != self.row_hashes[name][positions[there]]]
+                if len(other):
+                    found[name] = [self.row_ids[positions[place]] for place in other]
+            return compared, found
+        place_of = {int(position): place for place, position in enumerate(positions) if position >= 0}
+        compared = set()
         for sample in self.metadata.get("sample", []):
-            position = position_in_dataset.get(where.get(sample["row_id"], -1))
-            if position is None:
+            place = place_of.get(self._positions.get(sample["row_id"], -1))
+            if place is None:
                 continue
-            got = sample_hashes(_OneRow(dataset[position]), [sample["row_id"]])[0]["columns"]
-            for name in sample["columns"].keys() & got.keys():
+            hashed = sample_hashes(_OneRow(dataset[place]), [sample["row_id"]])
+            got = hashed[0]["columns"] if hashed else {}  # none of a row without columns
+            for name in sorted(sample["columns"].keys() & got.keys()):
                 compared.add(name)
                 if sample["columns"][name] != got[name]:
-                    raise DataError(
-                        f"row {sample['row_id']!r} has another value in column {name!r} than when it was scored: these scores "
-                        "belong to another dataset, another order or another preparation of it"
-                    )
-        self.metadata["join_check"] = (
-            f"hash of columns {sorted(compared)}"
-            if compared
-            else ("length" if self.by_position else "row ids") + " only: no sampled row or no column in common"
-        )
+                    found.setdefault(name, []).append(sample["row_id"])
+        return compared, found
 
     # -- explaining
 
@@ -240,7 +345,14 @@ class Scores:
             if tokens is not None:
                 arrays[name] = np.array([t for row in tokens for t in row], dtype=np.int32)
                 arrays[f"{name}_lengths"] = np.array([len(row) for row in tokens], dtype=np.int64)
-        document = {"format": FORMAT, "row_ids": self.row_ids, "metadata": finite(self.metadata)}
+        for number, hashes in enumerate(self.row_hashes.values()):
+            arrays[f"row_hashes_{number}"] = hashes
+        document = {
+            "format": FORMAT,
+            "row_ids": self.row_ids,
+            "metadata": finite(self.metadata),
+            "hashed": list(self.row_hashes),
+        }
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -269,6 +381,7 @@ class Scores:
                 )
             ids, metadata, values = document["row_ids"], document["metadata"], arrays["values"]
             tokens = {name: _ragged(arrays, name) for name in ("pool_tokens", "query_tokens")}
+            hashes = {name: arrays[f"row_hashes_{number}"] for number, name in enumerate(document.get("hashed", []))}
             tokenizer = None
             if (folder / "tokenizer").is_dir():
                 from transformers import AutoTokenizer
@@ -280,11 +393,19 @@ class Scores:
             raise StoreError(
                 f"{str(folder)!r} does not hold readable scores: {type(error).__name__}: {error}"
             ) from error
-        if len(ids) != len(values):
-            raise StoreError(f"{str(folder)!r} holds {len(ids)} row ids but {len(values)} values")
-        return cls(
-            values, ids, arrays.get("matrix"), arrays.get("standard_errors"), metadata, tokenizer=tokenizer, **tokens
-        )
+        try:
+            return cls(
+                values,
+                ids,
+                arrays.get("matrix"),
+                arrays.get("standard_errors"),
+                metadata,
+                tokenizer=tokenizer,
+                row_hashes=hashes,
+                **tokens,
+            )
+        except DataError as error:
+            raise StoreError(f"{str(folder)!r} holds something else than scores of ours: {error}") from error
 
     # -- the hub
 
@@ -416,19 +537,27 @@ class _OneRow:
         return self.row
 
 
-def row_text(row: Any, width: int = 160) -> str:
-    """The text of a row for a person: its string columns (messages joined), shortened; a label follows where there is one."""
-    parts = []
-    for name, value in row.items():
-        if name == ROW_ID:
-            continue
-        if isinstance(value, str):
-            parts.append(value)
-        elif isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
-            parts += [f"{message.get('role', '')}: {message['content']}" for message in value]
+def row_text(row: Any, width: int = 160, read: Sequence[str] | None = None) -> str:
+    """The text of a row for a person: of the columns ``read`` (else of the usual text columns, else of all that hold text),
+    messages joined, shortened; a label follows where there is one."""
+    usual = next((names for names in SHOWN if all(name in row for name in names)), None)
+    others = [name for name in row if name not in (ROW_ID, "label", "labels")]
+    parts: list[str] = []
+    for names in (read, usual, others):
+        parts = parts or [
+            text for name in names or () if name in row and name != ROW_ID for text in _texts_in(row[name])
+        ]
     text = textwrap.shorten(" | ".join(parts), width, placeholder=" ...")
     label = row.get("label", row.get("labels"))
-    return text if np.ndim(label) or label is None or isinstance(label, str) else f"{text} [label {label}]"
+    return text if np.ndim(label) or label is None else f"{text} [label {label}]"
+
+
+def _texts_in(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
+        return [f"{message.get('role', '')}: {message['content']}" for message in value]
+    return []
 
 
 def finite(value: Any) -> Any:

@@ -13,7 +13,6 @@ momentum adds to every row shifts all products alike. The sources count alike, w
 moments are divided by their traces, and their energies by the sum over all candidate entries.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfdataopt.console import warn
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients.basis import KINDS, Basis, BasisKind, Part, _check_budget, _describe
 from hfdataopt.gradients.batches import Batch, RowId, choose_rows, nonfinite_error, take_rows
@@ -169,10 +169,9 @@ def kept_share(
     _sweep(runner, take_rows(source.batches, sample), share)
     result = share.kept / share.whole if share.whole > 0 else float("nan")
     if basis.kind == "eigen" and result < 0.5:
-        warnings.warn(
+        warn(
             f"gradients: the basis keeps {result:.2f} of the squared gradient norm of the {name}; raise floats_per_row "
-            f"({basis.size} now), or fit the basis on rows like these",
-            stacklevel=2,
+            f"({basis.size} now), or fit the basis on rows like these"
         )
     return result
 

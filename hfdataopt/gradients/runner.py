@@ -6,7 +6,6 @@ model is as the caller left it.
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -14,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from hfdataopt.console import warn
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients.batches import Batch, RowId, batch_positions, batch_size, is_per_row, name_rows
 from hfdataopt.gradients.blocks import Block, Layers, find_blocks, unwrap
@@ -40,9 +40,7 @@ class MemoryLimit:
                 "tokenized), choose fewer layers, or use a device with more memory"
             )
         if self.rows is None:
-            warnings.warn(
-                f"{who}: a batch of {size} rows did not run (out of memory); going on with smaller ones", stacklevel=3
-            )
+            warn(f"{who}: a batch of {size} rows did not run (out of memory); going on with smaller ones")
         self.rows = (size + 1) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -160,10 +158,7 @@ class Runner:
                 out_of_memory = True  # the tensors that the error holds are freed after this block
             except SharedInput as error:
                 self._one_by_one = True
-                warnings.warn(
-                    f"gradients: a batch of {size} rows did not run ({error}); going on with smaller ones",
-                    stacklevel=2,
-                )
+                warn(f"gradients: a batch of {size} rows did not run ({error}); going on with smaller ones")
             if out_of_memory:
                 self._memory.shrink(size, row_ids, "gradients")
             failed = collectors
@@ -196,10 +191,9 @@ class Runner:
             if not self._checked:
                 self._checked = True
                 if never := capture.never_called():
-                    warnings.warn(
+                    warn(
                         f"gradients: the forward pass did not call {', '.join(never[:5])}"
-                        f"{' ...' if len(never) > 5 else ''}; the gradient of these modules counts as 0",
-                        stacklevel=2,
+                        f"{' ...' if len(never) > 5 else ''}; the gradient of these modules counts as 0"
                     )
         values, tokens = values.detach().float().cpu(), tokens.cpu()
         return [
@@ -217,10 +211,9 @@ class Runner:
             return
         absolute = self._absolute
         if absolute and bool(((mask[:, 0] == 0) & (mask[:, -1] != 0)).any()):
-            warnings.warn(
+            warn(
                 f"gradients: left padding with absolute positions ({absolute}): each row's gradient then depends "
-                'on the padding of its batch; set tokenizer.padding_side = "right", or pass position_ids in the batch',
-                stacklevel=2,
+                'on the padding of its batch; set tokenizer.padding_side = "right", or pass position_ids in the batch'
             )
 
 

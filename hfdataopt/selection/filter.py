@@ -223,7 +223,8 @@ class Filter:
         if batch.missing.any() and self.on_nan == "error":
             where = int(batch.missing.argmax())
             raise DataError(
-                f"{self.name}: {batch.name_of(where)} is None in one of {list(batch.read)}; fill it, or pass on_nan='drop'"
+                f"{self.name}: {batch.name_of(where)} is None in column {' and '.join(map(repr, batch.empty_in(where)))}; fill it, or pass "
+                "on_nan='drop'"
             )
         scores = np.asarray(self.score(batch), dtype=np.float64)
         if scores.shape != (len(batch),):

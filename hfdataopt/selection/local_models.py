@@ -256,7 +256,7 @@ def _sentence_transformer(name: str, place: str, precision: torch.dtype, who: st
             f"{who}: model={name!r} is of sentence-transformers: pip install 'hfdataopt[sentence-transformers]', or give "
             "pooling='mean' or 'last' to read its transformer alone"
         ) from error
-    return SentenceTransformer(name, device=place, model_kwargs={"dtype": precision})
+    return SentenceTransformer(name, device=place, model_kwargs={"dtype": precision}, trust_remote_code=False)
 
 
 def _stamp(folder: Path) -> str:

@@ -137,7 +137,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sized(Rule):
-    """A rule that keeps ``k`` rows, or a ``fraction`` of all; exactly one."""
+    """A rule that keeps ``k`` rows, or a ``fraction`` of those that have a score; exactly one."""
 
     k: int | None = None
     fraction: float | None = None
@@ -155,7 +155,7 @@ class _Sized(Rule):
         """How many to keep of these rows."""
         scored = int((~np.isnan(rows.values)).sum())
         try:
-            count = count_of(self.k, self.fraction, len(rows.values))
+            count = count_of(self.k, self.fraction, len(rows.values) if self.k is not None else scored)
         except OptionError as error:
             raise OptionError(f"{rows.who}: {self.name}: {error}") from error
         if count > scored:
@@ -165,7 +165,7 @@ class _Sized(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class top(_Sized):
-    """The best ``k`` rows, or the best ``fraction`` of all: exactly that many, ties by row id.
+    """The best ``k`` rows, or the best ``fraction`` of those with a score: exactly that many, ties by row id.
 
     On a stream, ties at the lowest score are all kept, and their number is said.
     """

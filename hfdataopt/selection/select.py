@@ -1,8 +1,8 @@
 """``select``: the rows of a dataset to keep, by a filter, by scores or by a column of numbers."""
 
 import copy
+import difflib
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 from hfdataopt.attribution.rows import ROW_ID, as_list, check_map_style, row_ids, with_row_ids
 from hfdataopt.attribution.scorer import MEANINGS
 from hfdataopt.attribution.scores import Scores, count_of
-from hfdataopt.console import say
+from hfdataopt.console import say, warn
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.plugins import host
 from hfdataopt.selection.filter import Filter, WholeFilter
 from hfdataopt.selection.fit_rule import candidates
 from hfdataopt.selection.keys import keys_of
-from hfdataopt.selection.rules import Candidates, Rule, sample, top
+from hfdataopt.selection.rules import RULES, Candidates, Rule, sample, top
 from hfdataopt.selection.rules import threshold as at_least
 from hfdataopt.selection.source import Source, text_columns
 from hfdataopt.selection.summary import summarize
@@ -36,6 +36,7 @@ def select(
     threshold: float | None = None,
     rule: str | Rule | None = None,
     seed: int | None = None,
+    edited: bool = False,
     return_summary: bool = False,
     **options: Any,
 ) -> Any:
@@ -46,11 +47,14 @@ def select(
         by: a filter or its name, :class:`Scores`, or the name of a column of numbers (which goes before a filter of that name).
             A filter that is fitted already is used as it is. Higher is better.
         target: validation data, for filters that compare with it.
-        fraction, k, threshold: exactly one, with a rule's name. ``threshold`` keeps every row at or above it.
+        fraction, k, threshold: exactly one, with a rule's name. ``fraction`` is of the rows that have a score; ``threshold`` keeps
+            every row at or above it.
         rule: ``top`` keeps the best, ties by row id; ``sample`` draws rows without replacement with probability
             proportional to exp(score), as a function of (seed, row id); or an instance of a rule, such as
             ``balance("label", k=100)``, which has its own sizes. None: the filter's own rule, else ``top``.
         seed: of the rule ``sample`` given by name, and of a filter given by name that has an option ``seed``; None for 0.
+        edited: with :class:`Scores`, whether rows may have been edited since they were scored: then they keep their scores and their
+            number is said, else it is an error.
         return_summary: whether to return ``(dataset, SelectionSummary)``.
         options: of a filter given by name.
 
@@ -62,6 +66,10 @@ def select(
     import datasets
 
     streaming = isinstance(dataset, datasets.IterableDataset)
+    if edited and not isinstance(by, Scores):
+        raise OptionError(
+            f"select: edited=True is for Scores, which know the rows they were made of; {_describe(by)} has no use for it"
+        )
     if "keep" in options:
         raise OptionError(
             "select: keep= is get_filter's word; here it is rule=, e.g. select(dataset, by, rule=top(k=100))"
@@ -99,20 +107,21 @@ def select(
     if streaming:
         return _select_from_stream(dataset, chosen_by, target, keep, return_summary)
     if isinstance(chosen_by, Filter):
-        rows = _candidates_of_filter(dataset, chosen_by, target, keep)
+        rows, read = _candidates_of_filter(dataset, chosen_by, target, keep)
     else:
-        rows = _candidates_of_numbers(dataset, chosen_by, keep)
+        rows, read = _candidates_of_numbers(dataset, chosen_by, keep, edited), None
     without = int(np.isnan(rows.values).sum())
     if without == len(rows.values):
         raise DataError(f"select: no row has a score by {_describe(chosen_by)}")
     if without:
-        say(f"select: {without} of {len(rows.values)} rows have no score and are not kept")
+        share = getattr(keep, "fraction", None)
+        of_others = "" if share is None else f"; fraction={share:g} is of the other {len(rows.values) - without}"
+        say(f"select: {without} of {len(rows.values)} rows have no score and are not kept{of_others}")
     kept = keep.choose(rows)
     if _suspicious(chosen_by) and len(kept) <= len(rows.values) / 2:
-        warnings.warn(
+        warn(
             f"select: {_name(chosen_by)!r} measures suspicion, so its top {len(kept)} of {len(rows.values)} rows are the least suspicious "
-            "(the easiest), not the most helpful; use it to drop the lowest rows, e.g. fraction=0.9",
-            stacklevel=2,
+            "(the easiest), not the most helpful; use it to drop the lowest rows, e.g. fraction=0.9"
         )
     say(f"select: kept {len(kept)} of {len(rows.values)} rows by {_describe(chosen_by)}")
     ids = row_ids(dataset, "select: the dataset")
@@ -121,7 +130,7 @@ def select(
     if not return_summary:
         return selected
     return selected, summarize(
-        dataset, rows.values, kept, ids, by=_name(chosen_by), meaning=_meaning(chosen_by), rule=keep
+        dataset, rows.values, kept, ids, by=_name(chosen_by), meaning=_meaning(chosen_by), rule=keep, read=read
     )
 
 
@@ -162,8 +171,17 @@ def _rule(by: Any, rule: str | Rule | None, sizes: dict[str, Any], seed: int, ro
         return rule
     name = rule or "top"
     if name not in NAMED_RULES:
+        names, others = ", ".join(map(repr, NAMED_RULES)), ", ".join(each for each in RULES if each not in NAMED_RULES)
+        if name in RULES:
+            size = next((f"{word}={value}" for word, value in sizes.items() if value is not None), "")
+            raise OptionError(
+                f"select: by name rule= is {names}; {name} is given as an instance with its own sizes: "
+                f"rule=hfdataopt.{name}({'...' if name in ('balance', 'quantile') else size or '...'})"
+            )
+        near = difflib.get_close_matches(str(name), RULES, n=1)
         raise OptionError(
-            f"select: rule={rule!r} is unknown; there are: {', '.join(NAMED_RULES)}, and instances of rules"
+            f"select: rule={rule!r} is unknown{f' (did you mean {near[0]!r}?)' if near else ''}; there are: {names}, and as instances "
+            f"(rule=hfdataopt.NAME(...)): {others}"
         )
     if len(given) != 1:
         raise OptionError(f"select: give exactly one of fraction, k and threshold; got {', '.join(given) or 'none'}")
@@ -206,7 +224,10 @@ def _with_rule(by: Filter, rule: Rule) -> Filter:
     return given
 
 
-def _candidates_of_filter(dataset: Any, by: Filter, target: Any, rule: Rule) -> Candidates:
+def _candidates_of_filter(
+    dataset: Any, by: Filter, target: Any, rule: Rule
+) -> tuple[Candidates, tuple[str, ...] | None]:
+    """The rows with their scores, and the columns that these were computed from."""
     if by.fitted:
         if target is not None:
             raise OptionError(
@@ -218,10 +239,10 @@ def _candidates_of_filter(dataset: Any, by: Filter, target: Any, rule: Rule) -> 
         if isinstance(by, WholeFilter) and ROW_ID not in dataset.column_names:
             dataset = with_row_ids(dataset)  # rows of equal text may differ in score
         fitted, pool = _with_rule(by, rule).learned(dataset, target)
-    return candidates(fitted, pool)
+    return candidates(fitted, pool), fitted.read
 
 
-def _candidates_of_numbers(dataset: Any, by: Any, rule: Rule) -> Candidates:
+def _candidates_of_numbers(dataset: Any, by: Any, rule: Rule, edited: bool) -> Candidates:
     ids = row_ids(dataset, "select: the dataset")
     group = rule.group_column_of(dataset.column_names, "select")
 
@@ -233,14 +254,14 @@ def _candidates_of_numbers(dataset: Any, by: Any, rule: Rule) -> Candidates:
     def ids_at(positions: np.ndarray) -> Sequence[Any]:
         return [ids[position] for position in positions]
 
-    scores = _values(dataset, by)
+    scores = _values(dataset, by, edited)
     values = rule.values(scores, lambda: keys_of(ids))
     return Candidates(values, ids_at, None if group is None else as_list(dataset[group]), vectors)
 
 
-def _values(dataset: Any, by: Any) -> np.ndarray:
+def _values(dataset: Any, by: Any, edited: bool) -> np.ndarray:
     if isinstance(by, Scores):
-        return by.align(dataset)
+        return by.align(dataset, edited=edited)
     if not isinstance(by, str):
         raise OptionError(
             f"select: by must be a filter, Scores, or the name of a filter or a column; got {type(by).__name__}"

@@ -86,9 +86,18 @@ class Batch:
         columns: name -> values, a list or an array of numpy, pyarrow, pandas or torch; only what is looked up is decoded.
         read: the names of the columns that the score is computed from.
         with_ids: whether rows are known by the column ``row_id``, else by their text.
+        start: where the first row stands in the dataset, for messages; None where that is not known.
     """
 
-    def __init__(self, columns: Mapping[str, Any], read: tuple[str, ...], with_ids: bool, who: str):
+    def __init__(
+        self,
+        columns: Mapping[str, Any],
+        read: tuple[str, ...],
+        with_ids: bool,
+        who: str,
+        start: int | None = None,
+    ):
+        self.start = start
         self.columns = columns
         self.read = read
         self.with_ids = with_ids
@@ -193,7 +202,16 @@ class Batch:
         if self.with_ids:
             return f"row {self.ids[position]!r}"
         shown = next((name for name in self.read if self[name][position] is not None), None)
-        return f"the row with {shown} {_plain(self[shown][position])[:60]!r}" if shown else "a row"
+        where = "a row" if self.start is None else f"row {self.start + position}"
+        if not shown:
+            return where
+        value = self[shown][position]
+        text = value if type(value) is str else _plain(value)
+        return f"{where if self.start is not None else 'the row'} with {shown} {text[:60]!r}"
+
+    def empty_in(self, position: int) -> list[str]:
+        """The columns that are read and are None in this row."""
+        return [name for name in self.read if self[name][position] is None]
 
 
 class Source:
@@ -220,6 +238,7 @@ class Source:
         self.streaming = isinstance(dataset, datasets.IterableDataset)
         self.limit = limit if self.streaming else None
         self.most = self.most_whole = 0
+        self.from_start = True  # whether positions are those of the dataset that was handed over
         columns = dataset.column_names
         if columns is None:  # a stream after a map function
             columns = list(next(iter(dataset.take(1)), {}))
@@ -248,7 +267,8 @@ class Source:
         count = 0
         for rows in part.iter(BATCH):
             columns = rows if self.streaming else {name: rows[name].to_pylist() for name in names}
-            batch = Batch({name: columns[name] for name in names}, self.read, self.with_ids, self.who)
+            start = count if self.from_start else None
+            batch = Batch({name: columns[name] for name in names}, self.read, self.with_ids, self.who, start)
             if not self._ids_checked:
                 seen.append(batch.keys)
             count += len(batch)
@@ -265,7 +285,7 @@ class Source:
     def at(self, positions: np.ndarray) -> Iterator[Batch]:
         """Batches of these rows of a map-style dataset."""
         part = copy.copy(self)
-        part.dataset, part._ids_checked = self.dataset.select(positions), True
+        part.dataset, part._ids_checked, part.from_start = self.dataset.select(positions), True, False
         return part.batches()
 
     def check_ids(self) -> None:

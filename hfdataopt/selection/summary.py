@@ -87,6 +87,7 @@ def summarize(
     by: str,
     meaning: str,
     rule: Rule,
+    read: Sequence[str] | None = None,
     show: int = 3,
 ) -> SelectionSummary:
     """The summary of a selection.
@@ -95,6 +96,7 @@ def summarize(
         values: ``[rows]``, what the rule ranked by; NaN where a row has no score.
         kept: positions of the kept rows.
         ids: ``[rows]``.
+        read: the columns that the method read; of rows that are shown only these.
         show: how many rows to show at each edge.
     """
     scored = np.flatnonzero(~np.isnan(values))
@@ -107,7 +109,7 @@ def summarize(
     inside, outside = order[is_kept[order]], order[~is_kept[order]]
 
     def shown(positions: np.ndarray) -> list[ShownRow]:
-        return [ShownRow(ids[i], float(values[i]), row_text(dataset[int(i)])) for i in positions]
+        return [ShownRow(ids[i], float(values[i]), row_text(dataset[int(i)], read=read)) for i in positions]
 
     few = min(show, max(1, len(inside) // 2)), min(show, max(1, len(outside) // 2))
     return SelectionSummary(

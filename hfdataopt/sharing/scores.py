@@ -109,6 +109,9 @@ def _check_metadata(metadata: dict[str, Any], ids: list[Any], queries: list[Any]
     for key, kind in {"scorer": str, "meaning": str, "by_position": bool, "sample": list, "options": dict}.items():
         if key in metadata and not isinstance(metadata[key], kind):
             raise StoreError(f"{what!r}: metadata.{key} is {metadata[key]!r:.80}, not of the type {kind.__name__}")
+    dropped = metadata.get("dropped", 0)
+    if dropped is not None and (isinstance(dropped, bool) or not isinstance(dropped, int)):
+        raise StoreError(f"{what!r}: metadata.dropped is {dropped!r:.80}, no number of rows")
     for one in metadata.get("sample", []):
         columns = one.get("columns") if isinstance(one, dict) else None
         good = isinstance(columns, dict) and all(isinstance(value, str) for value in columns.values())

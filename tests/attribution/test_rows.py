@@ -8,7 +8,17 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from hfdataopt import with_row_ids
-from hfdataopt.attribution.rows import Rows, as_list, check_map_style, draw, pad_batch, row_ids, sample_hashes, shuffled
+from hfdataopt.attribution.rows import (
+    Rows,
+    as_list,
+    check_map_style,
+    draw,
+    pad_batch,
+    row_hashes,
+    row_ids,
+    sample_hashes,
+    shuffled,
+)
 from hfdataopt.errors import DataError
 
 TEXTS = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]})
@@ -141,6 +151,29 @@ def test_the_fingerprint_does_not_depend_on_the_format():
     assert sample_hashes(tokens, [0, 1]) == sample_hashes(tokens.with_format("numpy"), [0, 1])
     ids = tokens.remove_columns("score")
     assert sample_hashes(ids, [0, 1]) == sample_hashes(ids.with_format("torch"), [0, 1])
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "arrow", "pandas"])
+def test_every_row_has_a_hash_per_column_whatever_the_format(kind):
+    data = Dataset.from_dict({"row_id": [3, 1], "text": ["a", "b"], "ids": [[1, 2], [1]], "x": [0.5, None]})
+    plain = row_hashes(data)
+    assert {name: (values.dtype, len(values)) for name, values in plain.items()} == {
+        name: (np.uint64, 2) for name in ("text", "ids", "x")
+    }
+    formatted = row_hashes(data.with_format(kind))
+    moved = row_hashes(data.select([1, 0]))
+    for name, values in plain.items():
+        np.testing.assert_array_equal(values, formatted[name])
+        np.testing.assert_array_equal(values, moved[name][::-1])
+        assert values[0] != values[1]
+
+
+def test_what_json_lacks_has_no_hash():
+    rows = [{"a": 1, "b": object()}, {"a": 2, "b": object()}]
+    assert list(row_hashes(rows)) == ["a"]
+    assert row_hashes([(1, 2)]) == {}
+    blobs = Dataset.from_dict({"a": [b"1", b"2"], "t": ["x", "y"]})
+    assert list(row_hashes(blobs)) == ["t"]
 
 
 def test_the_fingerprint_takes_at_most_64_rows():

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from hfdataopt import Scores, with_row_ids
-from hfdataopt.attribution.rows import sample_hashes
+from hfdataopt.attribution.rows import row_hashes, sample_hashes
 from hfdataopt.attribution.scores import count_of, row_text
 from hfdataopt.errors import DataError, MissingDependencyError, OptionError, StoreError
 
@@ -40,15 +40,15 @@ def test_top_and_bottom_order_ties_by_row_id_and_leave_out_unscored_rows():
     assert scores.top(k=5) == [2, 5, 0, 3, 1]
     assert scores.bottom(k=5) == [1, 0, 3, 5, 2]
     assert scores.top(k=2) == scores.top(k=np.int64(2)) == [2, 5]
-    assert scores.top(fraction=0.5) == [2, 5, 0]
+    assert scores.top(fraction=0.6) == [2, 5, 0], "of the five rows that have a score"
+    assert scores.bottom(fraction=1.0) == [1, 0, 3, 5, 2]
     assert scores.bottom(fraction=0.01) == [1]
 
 
-@pytest.mark.parametrize("size", [{"k": 6}, {"fraction": 1.0}])
-def test_more_rows_than_have_a_score_are_refused(size):
+def test_more_rows_than_have_a_score_are_refused():
     for method in ("top", "bottom"):
         with pytest.raises(OptionError, match="toy-scorer: 6 rows were asked for but only 5 have a score"):
-            getattr(score(DATA), method)(**size)
+            getattr(score(DATA), method)(k=6)
 
 
 def test_ties_go_by_row_id_and_not_by_position():
@@ -87,6 +87,23 @@ def test_the_printed_line_says_meaning_and_missing_rows():
         "toy-scorer: 6 rows (min -1, median 0.5, max 2, 1 without a score); suspicion stored negated"
     )
     assert "none" in str(score(DATA, [float("nan")] * N))
+
+
+def test_scores_are_read_by_row_id_in_order_and_as_a_table():
+    scores = score(named(["d", "c", "b", "a", "f", "e"]), standard_errors=np.full(N, 0.1))
+    assert (scores["c"], scores["e"]) == (-1.0, 1.0)
+    np.testing.assert_array_equal(scores[1:3], [-1.0, 2.0])
+    np.testing.assert_array_equal(np.asarray(scores), VALUES)
+    np.testing.assert_array_equal(np.array(list(scores)), VALUES)
+    assert score(DATA)[2] == 2.0
+    table = scores.to_pandas()
+    assert table.loc["b"].to_dict() == {"score": 2.0, "standard_error": 0.1}
+    assert table.index.name == "row_id"
+    for wrong in ("z", 0, -1, None, ["a"]):
+        with pytest.raises(
+            DataError, match=r"no row has the id .*; scores\[row_id\] takes one of 'd', 'c', 'b', \.\.\."
+        ):
+            scores[wrong]
 
 
 # -- joining
@@ -141,6 +158,50 @@ def test_other_contents_are_refused_naming_row_and_column(pool):
     with pytest.raises(DataError, match=f"row {row!r} has another value in column 'label'"):
         score(pool).join(changed)
     assert score(pool).join(changed.remove_columns("label")) is not None
+
+
+def hashed(pool, **fields):
+    return score(pool, row_hashes=row_hashes(pool), **fields)
+
+
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("rows", [[0], [199], [70, 71, 72]])
+def test_an_edited_label_is_seen_wherever_it_is(ids, rows, tmp_path, capsys):
+    pool = Dataset.from_dict({"text": [f"text {i}" for i in range(200)], "label": [0] * 200})
+    pool = with_row_ids(pool) if ids else pool
+    labels = [int(i in rows) for i in range(200)]
+    mended = pool.remove_columns("label").add_column("label", labels)
+    made = score(pool, [float(i) for i in range(200)], row_hashes=row_hashes(pool))
+    made.save(tmp_path)
+    for scores in (made, Scores.load(tmp_path)):
+        more = f" .and {len(rows) - 1} more of 200 rows." if len(rows) > 1 else ""
+        with pytest.raises(DataError, match=f"row {rows[0]}{more} has another value in column 'label'.*edited=True"):
+            scores.align(mended)
+        np.testing.assert_array_equal(scores.align(mended, edited=True), scores.values)
+        assert f"{len(rows)} of 200 rows were edited since they were scored (columns label)" in capsys.readouterr().err
+        assert scores.metadata["join_check"] == f"hash of columns ['label', 'text']; {len(rows)} rows edited"
+        np.testing.assert_array_equal(scores.align(pool), scores.values)
+    if ids:  # a part of the rows, in another order
+        part = mended.shuffle(seed=2).select(range(150))
+        there = sum(row in rows for row in part["row_id"])
+        if there:
+            with pytest.raises(DataError, match="has another value in column 'label'"):
+                made.align(part)
+        np.testing.assert_array_equal(made.align(part, edited=True), part["row_id"][:])
+
+
+def test_dropped_rows_are_said_and_never_matched_unseen(capsys):
+    kept = Dataset.from_dict({"input_ids": [[i] for i in range(N)]})
+    scores = hashed(kept, metadata={"dropped": 2})
+    assert "by position among the rows that the trainer kept (2 dropped)" in str(scores)
+    with pytest.raises(DataError, match=r"trainer dropped 2 rows while it prepared them\. Score with ids instead"):
+        scores.join(Dataset.from_dict({"text": ["a"] * (N + 2)}))
+    for dropped in (2, None):
+        with pytest.raises(DataError, match=r"no column in common.*with_row_ids"):
+            hashed(kept, metadata={"dropped": dropped}).align(DATA)
+    np.testing.assert_array_equal(scores.align(kept), VALUES)
+    np.testing.assert_array_equal(hashed(kept).align(DATA), VALUES)
+    assert "rows were matched by position only" in capsys.readouterr().err
 
 
 def test_without_a_common_column_the_weaker_check_is_recorded():
@@ -236,9 +297,17 @@ def test_explain_refuses_what_it_cannot_know():
         scores.explain(0, dataset=DATA.select([1, 0, 2, 3, 4, 5]))
 
 
+def test_of_a_row_the_columns_that_were_read_are_shown():
+    row = {"source": "a site", "category": "qa", "prompt": "why", "completion": "so", "other": "no", "label": "x"}
+    assert row_text(row) == "why | so [label x]"
+    assert row_text(row, read=("other",)) == "no [label x]"
+    assert row_text(row, read=("row_id",)) == "why | so [label x]", "an id is no text"
+    assert row_text({"source": "a", "question": "b"}) == "a | b"
+
+
 def test_the_text_of_a_row():
     assert row_text({"row_id": "x", "text": "a", "label": 2, "n": 3}) == "a [label 2]"
-    assert row_text({"premise": "a", "hypothesis": "b", "label": "no"}) == "a | b | no"
+    assert row_text({"premise": "a", "hypothesis": "b", "label": "no"}) == "a | b [label no]"
     assert row_text({"messages": [{"role": "user", "content": "hi"}], "labels": [-100, 3]}) == "user: hi"
     assert row_text({"text": "word " * 100}).endswith("word ...")
 

@@ -9,6 +9,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from hfdataopt.attribution.dropped import rows_dropped
+
 from ..tiny import llama, tokenizer
 
 WHO = f"trl {trl.__version__} (written against 1.16)"
@@ -46,7 +48,7 @@ def sft(folder, callbacks=(), **changes):
 
 class Loader(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
-        self.loader = kwargs["train_dataloader"]
+        self.args, self.loader = args, kwargs["train_dataloader"]
         self.names = kwargs["train_dataloader"].dataset.column_names
 
 
@@ -80,6 +82,19 @@ def test_the_callback_sees_the_prepared_rows_without_their_ids(trained):
     _, seen = trained
     assert len(seen.loader.dataset) == 3, WHO
     assert sorted(seen.names) == ["input_ids", "labels"], WHO
+
+
+def test_dropping_is_the_last_step_so_that_the_table_beneath_tells_how_many(trained, tmp_path):
+    _, seen = trained
+    assert rows_dropped(seen.loader.dataset, seen.args) == len(ROWS) - 3 == 1, WHO
+    for changes in ({"dataset_num_proc": 2}, {"max_length": None}, {"max_length": 40}):
+        trainer = sft(tmp_path, **changes)
+        dataset = trainer.get_train_dataloader().dataset
+        assert (
+            rows_dropped(dataset, trainer.args)
+            == len(ROWS) - len(dataset)
+            == (1 if "dataset_num_proc" in changes else 0)
+        ), WHO
 
 
 def test_its_collator_drops_an_id_silently(trained):

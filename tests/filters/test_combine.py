@@ -47,7 +47,7 @@ def test_the_same_rows_by_map_filter_and_stream():
 
 def test_holes_are_an_error_or_dropped():
     data = Dataset.from_dict({"a": [1.0, None, 3.0], "b": [1.0, 2.0, float("nan")]})
-    with pytest.raises(DataError, match=r"combine: the row with b '2.0' is None in one of"):
+    with pytest.raises(DataError, match=r"combine: the row with b '2.0' is None in column 'a'"):
         data.map(get_filter("combine", inputs=["a", "b"]).fit(data), batched=True)
     dropped = data.map(get_filter("combine", inputs=["a", "b"], on_nan="drop").fit(data), batched=True)[
         "score_combine"

@@ -208,7 +208,7 @@ def test_bad_rows():
     with pytest.raises(DataError, match="must hold numbers"):
         g.fit(rows())
     lacking = Dataset.from_dict({"prompt": ["it was", None], "chosen": ["fine", "x"], "rejected": ["poor", "y"]})
-    with pytest.raises(DataError, match="None in one of"):
+    with pytest.raises(DataError, match="None in column"):
         f.fit(lacking)(lacking[:])
 
 

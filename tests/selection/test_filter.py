@@ -474,7 +474,7 @@ def test_row_ids_must_be_unique(ids, message, stream):
 
 def test_a_missing_text_or_score_is_an_error_or_dropped():
     data = Dataset.from_dict({"text": ["aa", None, "b", ""], "row_id": list("wxyz")})
-    with pytest.raises(DataError, match=r"vowels: row 'x' is None in one of .'text'.; fill it, or pass on_nan='drop'"):
+    with pytest.raises(DataError, match=r"vowels: row 'x' is None in column 'text'; fill it, or pass on_nan='drop'"):
         Vowels(rule=top(k=1)).fit(data)
     with pytest.raises(DataError, match=r"vowels: row 'z' has no score .NaN.; drop such rows with on_nan='drop'"):
         Vowels(rule=top(k=1)).fit(data.select([0, 2, 3]))

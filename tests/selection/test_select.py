@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from hfdataopt import Scores, balance, diverse, get_filter, hookimpl, quantile, sample, select, top, with_row_ids
-from hfdataopt.attribution.rows import sample_hashes
+from hfdataopt.attribution.rows import row_hashes, sample_hashes
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.plugins import host
 
@@ -69,7 +69,13 @@ def test_exactly_one_size_must_be_given(sizes, got):
         ({"threshold": "high"}, "threshold='high' must be a number"),
         ({"threshold": float("nan")}, "threshold=nan must be a number"),
         ({"threshold": 0.1, "rule": "sample"}, "goes with rule='top' only"),
-        ({"k": 1, "rule": "best"}, "rule='best' is unknown; there are: top, sample"),
+        (
+            {"k": 1, "rule": "best"},
+            "rule='best' is unknown; there are: 'top', 'sample', and as instances .*balance, diverse",
+        ),
+        ({"k": 1, "rule": "divers"}, "rule='divers' is unknown .did you mean 'diverse'"),
+        ({"k": 1, "rule": "diverse"}, r"diverse is given as an instance .*: rule=hfdataopt.diverse\(k=1\)"),
+        ({"k": 1, "edited": True}, "edited=True is for Scores.*; column 'value' has no use for it"),
         ({"k": 1, "target": DATA}, "target= is used only by a filter; column 'value' has no use for it"),
     ],
 )
@@ -112,6 +118,26 @@ def test_a_row_without_a_score_is_never_kept():
         select(DATA, by, k=5)
     with pytest.raises(DataError, match="no row has a score by toy"):
         select(DATA, scores(values=[float("nan")] * 6), k=1)
+
+
+def test_a_fraction_is_of_the_rows_that_have_a_score(capsys):
+    by = scores(values=[0.1, float("nan"), 0.5, -5.0, float("nan"), 0.7])
+    assert kept(DATA, by, fraction=0.5) == "cf"
+    assert "2 of 6 rows have no score and are not kept; fraction=0.5 is of the other 4" in capsys.readouterr().err
+    assert kept(DATA, by, fraction=1.0) == "acdf"
+    assert kept(DATA, by, rule=diverse(fraction=0.75)) != ""
+
+
+def test_edited_rows_keep_their_scores_where_that_is_asked_for(capsys):
+    by = scores()
+    by.row_hashes = row_hashes(DATA)
+    mended = DATA.map(lambda row: {"value": 7.0} if row["text"] == "c" else {})
+    with pytest.raises(DataError, match=r"row 2 has another value in column 'value'.*select first and edit afterwards"):
+        select(mended, by, k=2)
+    assert kept(mended, by, k=2, edited=True) == "bf"
+    assert "1 of 6 rows were edited since they were scored (columns value): 2; they keep" in capsys.readouterr().err
+    with pytest.raises(OptionError, match="edited=True is for Scores"):
+        select(mended, get_filter("random"), k=2, edited=True)
 
 
 def test_scores_of_another_dataset_are_refused():

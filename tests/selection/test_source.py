@@ -50,7 +50,7 @@ def test_none_is_missing_in_arrays(kind):
     batch = Batch({"text": FORMATS[kind](["a", None, "c"])}, ("text",), False, "test")
     assert batch.missing.tolist() == [False, True, False]
     fitted = get_filter("length").fit(Dataset.from_dict({"text": ["a", "b"]}))
-    with pytest.raises(DataError, match="length: a row is None in one of"):
+    with pytest.raises(DataError, match="length: a row is None in column 'text'"):
         fitted({"text": FORMATS[kind](["a", None, "c"])})
 
 

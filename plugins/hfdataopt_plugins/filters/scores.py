@@ -20,6 +20,7 @@ class FromScores(WholeFilter):
 
     Args:
         given: :class:`~hfdataopt.Scores`, or the folder that they were saved to.
+        edited: whether rows may have been edited since they were scored: they keep their scores, and their number is said.
         text: columns that ``diverse`` tells rows apart by, and by which rows without ``row_id`` are found; None for all columns.
     """
 
@@ -27,6 +28,7 @@ class FromScores(WholeFilter):
     meaning: ClassVar[str] = "what the scorer of these scores says"
 
     given: Any = field(repr=False)
+    edited: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +61,7 @@ class FromScores(WholeFilter):
         if self.given == "":
             raise OptionError("scores: a fitted copy no longer holds its scores; fit the filter that it was made from")
         scores = self.given if isinstance(self.given, Scores) else Scores.load(self.given)
-        return scores.align(pool.dataset)
+        return scores.align(pool.dataset, edited=self.edited)
 
 
 @hookimpl
