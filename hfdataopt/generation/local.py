@@ -32,6 +32,7 @@ from hfdataopt.gradients import MemoryLimit, name_rows, unpeft
 from hfdataopt.gradients.blocks import unwrap
 from hfdataopt.hub import why_not_on_hub
 from hfdataopt.options import check_options, check_range
+from hfdataopt.sharded import refuse_sharded
 
 WHO = "generation"
 UNFINISHED_TOLD = 0.5
@@ -91,6 +92,7 @@ class LocalGenerator(Generator):
                 )
             self.processing_class = _load(where, "AutoTokenizer")
         self._tokenizer = tokenizer_of(self.processing_class, WHO)
+        refuse_sharded(WHO, self.model)
         inner = self._inner()
         if not callable(getattr(inner, "generate", None)) or getattr(inner.config, "is_encoder_decoder", False):
             raise OptionError(f"{WHO}: {type(inner).__name__} is not a causal language model; nothing can be completed")

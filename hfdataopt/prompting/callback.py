@@ -11,13 +11,14 @@ from hfdataopt.generation import LocalGenerator
 from hfdataopt.prompting.config import PromptConfig
 from hfdataopt.prompting.result import PromptResult
 from hfdataopt.prompting.trainer import PromptTrainer
+from hfdataopt.sharded import refuse_sharded
 
 
 class PromptSearchCallback(TrainerCallback):
     """Searches for the best prompt of the model as it is after an epoch; the training itself goes on as if it had not looked.
 
     Each search is kept in ``prompt-search/epoch-N`` under the trainer's ``output_dir``. With several processes the first one
-    searches while the others wait; a model whose weights are spread over processes is refused.
+    searches while the others wait for its result; a model whose weights are spread over processes is refused.
 
     Args:
         optimizer: an instance, or a name, as for :class:`~hfdataopt.prompting.trainer.PromptTrainer`.
@@ -54,18 +55,15 @@ class PromptSearchCallback(TrainerCallback):
             raise OptionError("PromptSearchCallback: there was no search yet")
         return self.results[-1].prompt.instruction
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from accelerate import PartialState
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        refuse_sharded("PromptSearchCallback", kwargs["model"], args)
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         epoch = round(state.epoch or 0)
         if epoch % self.every:
             return
-        if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
-            raise OptionError(
-                "PromptSearchCallback: a model that is spread over processes cannot generate here; search after training"
-            )
+        self.results.append(self._search(args, epoch, kwargs))
         if state.is_world_process_zero:
-            self.results.append(self._search(args, epoch, kwargs))
             leader = self.results[-1].leaders[0]
             score = leader.score if leader.fresh is None else leader.fresh
             state.log_history.append(
@@ -76,7 +74,6 @@ class PromptSearchCallback(TrainerCallback):
                     "prompt": leader.candidate.instruction,
                 }
             )
-        PartialState().wait_for_everyone()
 
     def _search(self, args: Any, epoch: int, kwargs: dict[str, Any]) -> PromptResult:
         config = replace(self.args, output_dir=str(Path(args.output_dir) / "prompt-search" / f"epoch-{epoch}"))

@@ -156,9 +156,18 @@ class PromptTrainer:
     def train(self) -> PromptResult:
         """Run the search, or go on with the one in ``output_dir``, to its end.
 
+        With several processes all of them call this, as they do a trainer's: the first one searches, and each has the result.
+
         Raises:
             GenerationError: a provider failed; what arrived is kept, and calling it again goes on from there.
         """
+        from hfdataopt.attribution.processes import Processes
+
+        self.result = Processes.current().run_on_main(self._train)
+        assert self.result is not None
+        return self.result
+
+    def _train(self) -> PromptResult:
         config = self.args
         folder = None if config.output_dir is None else Path(config.output_dir)
         ledger = Ledger(
@@ -180,20 +189,20 @@ class PromptTrainer:
                     missing_ok=True
                 )  # of a run that ended earlier; it comes back with this one's end
             search.trackers = open_trackers(config)
-            self.result = self._run(search)
+            self.result = result = self._run(search)
         finally:
             ledger.time(budget.elapsed())
             for tracker in [] if search is None else search.trackers:
                 tracker.finish()
             ledger.close()
         if folder is not None:
-            self.result.save(folder)
-            if self.result.best.completion is None:
+            result.save(folder)
+            if result.best.completion is None:
                 self.save_model()
         if config.logging_steps:
-            for line in str(self.result).splitlines():
+            for line in str(result).splitlines():
                 say(line)
-        return self.result
+        return result
 
     def plan(self) -> str:
         """What the budget buys, in words."""

@@ -39,7 +39,8 @@ def one_process(view: View) -> None:
     """``OptionError`` in a run of several processes."""
     if view.processes.count > 1:
         raise OptionError(
-            f"{view.name}: runs in one process, and there are {view.processes.count}; score saved checkpoints with attribute()"
+            f"{view.name}: runs in one process, and there are {view.processes.count}; save a checkpoint and score it without a "
+            "launcher: attribute(model, pool, queries, scorer, checkpoints=[folder])"
         )
 
 

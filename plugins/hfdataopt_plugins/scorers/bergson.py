@@ -57,8 +57,8 @@ class Bergson(Scorer):
         check_range(self, "seed", at_least=0)
 
     def check(self, view: View) -> None:
-        need("bergson", self.name, INSTALL)
         one_process(view)
+        need("bergson", self.name, INSTALL)
         linear_modules(view, self.layers)
         if find_task(view.model) != "causal":
             raise OptionError(

@@ -51,8 +51,8 @@ class Kronfluence(Scorer):
         check_range(self, "query_rank", at_least=1)
 
     def check(self, view: View) -> None:
-        need("kronfluence.analyzer", self.name, INSTALL)
         one_process(view)
+        need("kronfluence.analyzer", self.name, INSTALL)
         linear_modules(view, self.layers)
         view.check_labels()
 
