@@ -9,6 +9,7 @@ Many of them, kept on disk: :mod:`hfdataopt.trainings`.
 import copy
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,8 +27,22 @@ from hfdataopt.options import check_options, check_range
 Train = Callable[[list[int], int], Any]
 """``train(positions, seed) -> model``: the user's own training on these rows of the pool, from the initial weights."""
 UtilityName = Literal["log-likelihood", "margin", "accuracy"]
-Metric = UtilityName | Callable[[Any, dict[str, Any]], torch.Tensor]
-"""A name, or ``(model, batch) -> [b]``, higher = better."""
+
+
+class RowsMetric(ABC):
+    """A metric that reads a dataset itself, rather than batches of labelled rows."""
+
+    @abstractmethod
+    def read(self, dataset: Any, model: Any, side: str) -> Rows:
+        """The rows to measure on; an error where they cannot be."""
+
+    @abstractmethod
+    def __call__(self, model: Any, rows: Rows) -> torch.Tensor:
+        """``[rows]`` float64, higher = better."""
+
+
+Metric = UtilityName | Callable[[Any, dict[str, Any]], torch.Tensor] | RowsMetric
+"""A name, ``(model, batch) -> [b]``, or a :class:`RowsMetric`; higher = better."""
 LARGEST_GRADIENT_NORM = 1.0  # the Trainer's default
 
 
@@ -56,6 +71,20 @@ def read_rows(
         return dataset
     prepared, collate = prepare_dataset(dataset, model, processing_class, data_collator, side)
     return Rows(prepared, collate, side=side, keep=model_columns(prepared, model))
+
+
+def read_measured(
+    metric: Metric,
+    dataset: Any,
+    model: Any,
+    processing_class: Any = None,
+    data_collator: Any = None,
+    side: str = "queries",
+) -> Rows:
+    """The rows that a metric is measured on."""
+    if isinstance(metric, RowsMetric) and not isinstance(dataset, Rows):
+        return metric.read(dataset, model, side)
+    return read_rows(dataset, model, processing_class, data_collator, side)
 
 
 def fine_tune(
@@ -129,11 +158,13 @@ def utility(model: Any, rows: Rows, metric: Metric = "log-likelihood", batch_siz
     - ``log-likelihood``: minus the mean loss over the labelled tokens (nats)
     - ``margin``: log odds of the label, log p / (1 - p) (Park et al. 2023), mean over the labelled tokens
     - ``accuracy``: share of labelled tokens, or 0 or 1 for a class, that the largest logit is right about
-    - a callable ``(model, batch) -> [b]``
+    - a callable ``(model, batch) -> [b]``, or a :class:`RowsMetric`
 
     Raises:
         DataError: a value that is not finite, or a row without labelled tokens.
     """
+    if isinstance(metric, RowsMetric):
+        return metric(model, rows)
     order = rows.by_length(range(len(rows)))
     parts = []
     with untouched(model), torch.no_grad():
@@ -163,7 +194,9 @@ def name_of(function: Any) -> str:
     return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
-def _measure(model: Any, batch: dict[str, Any], metric: Metric) -> torch.Tensor:
+def _measure(
+    model: Any, batch: dict[str, Any], metric: "UtilityName | Callable[[Any, dict[str, Any]], torch.Tensor]"
+) -> torch.Tensor:
     if callable(metric):
         return torch.as_tensor(metric(model, batch))
     if metric == "log-likelihood":

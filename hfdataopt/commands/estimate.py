@@ -4,6 +4,8 @@ Rows are counted, a sample of them is read, and one batch of it is run and timed
 known so cheaply is not guessed but named.
 """
 
+import contextlib
+import copy
 import json
 import sys
 import time
@@ -247,21 +249,34 @@ def selecting(filter_: Any, dataset: Any, target: Any, kept: int | None) -> list
 def _fits(filter_: Any, some: Any, target: Any, rows: int) -> list[str]:
     few = some.select(range(max(1, len(some) // 4)))
     queries = None if target is None else sample_of(target)
+    lenient = copy.copy(filter_)
+    lenient.set(on_nan="drop")  # a row without a score is told, and the others are timed
+    scores: list[Any] = []
 
     def run(part: Any) -> float:
         def work() -> None:
-            fitted = filter_.fit(part, queries)
-            fitted(part[:])
+            with quiet() if scores else contextlib.nullcontext():  # what it has to say is said once
+                fitted = lenient.fit(part, queries)
+                scores[:] = fitted(part[:])[fitted.score_column]
 
         return seconds_of(work)
 
     try:
-        short, whole = run(few), run(some)
+        whole, without = run(some), sum(value != value for value in scores)
+        short = run(few)
     except DataError as error:  # of the sample, which may lack what the whole has
         return [f"time: not measured, since the sample of {len(some)} rows alone does not do: {error}"]
     slope = max(whole - short, 0.0) / max(1, len(some) - len(few)) or whole / len(some)
     against = "" if queries is None else f", against {len(queries)} of the target"
+    stops = []
+    if without and filter_.on_nan == "error":
+        why = f" ({filter_.no_score})" if filter_.no_score else ""
+        stops = [
+            f"it would stop with an error: {without} of the {len(some)} rows looked at have no score{why}; --on_nan drop leaves "
+            "such rows out"
+        ]
     return [
+        *stops,
         f"measured: fitting and scoring {len(few)} and {len(some)} rows{against}: {duration(short)} and {duration(whole)}",
         f"time: about {duration(whole + slope * (rows - len(some)))} if it grows with the rows; more for a method that compares all "
         "with all",
@@ -312,15 +327,32 @@ def evaluating(arguments: Any, data: Any, scores: dict[str, Any], pool: Any) -> 
         trainings = arguments.subsets * arguments.seeds
         work = trainings, trainings * size_of(arguments.fraction)
         lines.append("linear datamodeling score:")
-        lines += trainings_lines(work, data.model, rows, speed, len(data.splits["queries"]), data.recipe)
+        lines += _measured_trainings(work, data, rows, speed, "queries")
     if arguments.curves:
         rankings = sum(one.metadata.get("meaning") != "chance" for one in scores.values()) + 1  # and random rows
         points = len(arguments.fractions) * rankings * arguments.seeds
         work = 2 * points + arguments.seeds, (points + arguments.seeds) * len(pool)
         lines.append("curves:")
-        lines += trainings_lines(work, data.model, rows, speed, len(data.splits["test"]), data.recipe)
+        lines += _measured_trainings(work, data, rows, speed, "test")
     lines.append(f"recipe: {', '.join(f'{name}={value}' for name, value in asdict(data.recipe).items())}")
     return [*lines, memory_line()]
+
+
+def _measured_trainings(work: tuple[int, int], data: Any, rows: Any, speed: Speed, split: str) -> list[str]:
+    """Trainings, and what each model is measured by: a pass over the split, or completions that are rewarded."""
+    from hfdataopt.evaluation.reward_utility import RewardUtility, prompts_of
+
+    reward, measured = data.utility, data.splits[split]
+    if not isinstance(reward, RewardUtility):
+        return trainings_lines(work, data.model, rows, speed, len(measured), data.recipe)
+    number = work[0] * len(measured) * reward.samples
+    prompts = prompts_of(reward.read(measured, data.model, split))
+    return [
+        *trainings_lines(work, data.model, rows, speed, 0, data.recipe),
+        f"calls: {number:,} completions of at most {reward.max_new_tokens} tokens, each rewarded once",
+        *generation_lines(data.model, data.tokenizer, list(prompts[:4]), number, reward.max_new_tokens),
+        "not in it: rewards",
+    ]
 
 
 def size(count: float) -> str:

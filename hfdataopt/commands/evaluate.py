@@ -1,4 +1,4 @@
-"""``hfdataopt evaluate``: how good saved scores are, by known label errors and by models trained again."""
+"""``hfdataopt evaluate``: how good saved scores are, by known label errors and by models trained again, also by a reward."""
 
 import argparse
 from collections.abc import Callable
@@ -50,7 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the pool, added or removed",
     )
     train.add_argument("--seeds", type=int, default=3, help="trainings of every subset, and of every point of a curve")
-    train.add_argument("--utility", choices=("log-likelihood", "margin", "accuracy"), default="log-likelihood")
+    train.add_argument(
+        "--utility",
+        choices=("log-likelihood", "margin", "accuracy"),
+        help="what is measured of each model, on rows with labels (default: log-likelihood)",
+    )
     train.add_argument("--epochs", type=int, default=3)
     train.add_argument("--learning_rate", type=float, default=5e-5)
     train.add_argument("--train_batch_size", type=int, default=8)
@@ -58,6 +62,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--batch_size", type=int, default=32, help="rows per forward pass when measuring")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--task", choices=("classification", "causal"), help="default: by the model's architecture")
+    reward = parser.add_argument_group(
+        "the mean reward of completions as the utility; --queries and --test are then prompts"
+    )
+    reward.add_argument(
+        "--reward_funcs",
+        nargs="+",
+        help="module:function (from the working folder or a package), or a reward model; several are summed",
+    )
+    reward.add_argument("--samples", type=int, default=4, help="completions of each prompt by each model (default: 4)")
+    reward.add_argument(
+        "--max_new_tokens", type=int, default=256, help="the most tokens of a completion (default: 256)"
+    )
+    reward.add_argument("--temperature", type=float, default=1.0, help="of the sampling; 0 goes with --samples 1")
     train.add_argument("--trust_remote_code", action="store_true", help="allow the model's own code from the hub")
 
 
@@ -106,6 +123,10 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("subsets", "seeds", "batch_size"):
         if getattr(arguments, name) < 1:
             raise OptionError(f"--{name} must be at least 1; got {getattr(arguments, name)}")
+    if arguments.reward_funcs and arguments.utility:
+        raise OptionError(f"give --utility or --reward_funcs; got both, --utility {arguments.utility}")
+    if arguments.reward_funcs and not (arguments.lds or arguments.curves):
+        raise OptionError("--reward_funcs measures models that are trained: give --lds or --curves")
     if arguments.lds and arguments.subsets < 3:
         raise OptionError(f"--lds ranks models, at least 3 of them; got --subsets {arguments.subsets}")
     if arguments.seed < 0:
@@ -177,7 +198,22 @@ class _Data:
             if getattr(arguments, split) is not None:
                 rows = load_rows(getattr(arguments, split), default)
                 self.splits[split] = rename_columns(rows, arguments.text, arguments.label, split)
-        if labelled:
+        self.utility: Any = arguments.utility or "log-likelihood"
+        if arguments.reward_funcs:
+            from hfdataopt.evaluation import RewardUtility
+
+            self.utility = RewardUtility(
+                arguments.reward_funcs,
+                self.tokenizer,
+                samples=arguments.samples,
+                max_new_tokens=arguments.max_new_tokens,
+                temperature=arguments.temperature,
+                batch_size=arguments.batch_size,
+                seed=arguments.seed,
+            )
+            for split in self.splits.keys() - {"pool"}:
+                self.utility.read(self.splits[split], self.model, split)  # before anything is trained
+        elif labelled:
             self.splits = {split: encode_labels(rows, names, split) for split, rows in self.splits.items()}
 
     def options(self, arguments: argparse.Namespace, what: str) -> dict[str, Any]:
@@ -186,7 +222,7 @@ class _Data:
             "seeds": arguments.seeds,
             "seed": arguments.seed,
             "training": self.recipe,
-            "utility": arguments.utility,
+            "utility": self.utility,
             "processing_class": self.tokenizer,
             "batch_size": arguments.batch_size,
             "output_dir": Path(arguments.output_dir) / what,

@@ -10,7 +10,7 @@ import numpy as np
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.evaluation.datamodeling import draw_subsets
 from hfdataopt.evaluation.interval import Interval, Report
-from hfdataopt.retraining import Metric, Recipe, Train, read_rows
+from hfdataopt.retraining import Metric, Recipe, Train, read_measured, read_rows
 from hfdataopt.trainings import Trainings
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.5)
@@ -91,15 +91,14 @@ def removal_curves(
         seeds: trainings of every point, each with a random set of its own for the control.
         seed: the first seed, of trainings and random rows.
         training: a ``Recipe``, or your own ``train(positions, seed) -> model``.
+        utility: what is measured: a name, ``(model, batch) -> [b]``, or a ``RewardUtility``, for which ``test`` holds prompts.
         output_dir: every outcome is kept there as it is made; a killed call with the same arguments goes on there.
 
     Raises:
         DataError: a row without a score. OptionError: a fraction that leaves no row, or all.
     """
-    pool_rows, test_rows = (
-        read_rows(dataset, model, processing_class, data_collator, side)
-        for dataset, side in ((pool, "pool"), (test, "test"))
-    )
+    pool_rows = read_rows(pool, model, processing_class, data_collator, "pool")
+    test_rows = read_measured(utility, test, model, processing_class, data_collator, "test")
     count = len(pool_rows)
     rankings = {name: _ranking(name, values, pool_rows.ids) for name, values in scores.items()}
     if RANDOM in rankings:

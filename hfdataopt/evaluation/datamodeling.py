@@ -13,7 +13,7 @@ import numpy as np
 from hfdataopt.attribution.rows import shuffled
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.evaluation.interval import REPLICATES, Interval, Report, resampled_rank_correlations, resamples
-from hfdataopt.retraining import Metric, Recipe, Train, read_rows
+from hfdataopt.retraining import Metric, Recipe, Train, read_measured, read_rows
 from hfdataopt.statistics import rank_correlation
 from hfdataopt.trainings import Trainings
 
@@ -148,12 +148,11 @@ def measure_subsets(
         pool, queries: as for ``attribute``.
         seed: of the subsets, and the first of the training seeds.
         training: a ``Recipe``, or your own ``train(positions, seed) -> model``.
+        utility: what is measured: a name, ``(model, batch) -> [b]``, or a ``RewardUtility``, for which ``queries`` are prompts.
         output_dir: every outcome is kept there as it is made; a killed call with the same arguments goes on there.
     """
-    pool_rows, query_rows = (
-        read_rows(dataset, model, processing_class, data_collator, side)
-        for dataset, side in ((pool, "pool"), (queries, "queries"))
-    )
+    pool_rows = read_rows(pool, model, processing_class, data_collator, "pool")
+    query_rows = read_measured(utility, queries, model, processing_class, data_collator, "queries")
     masks = draw_subsets(pool_rows.ids, subsets, fraction, seed)
     trainings = Trainings(
         model,

@@ -139,7 +139,7 @@ def test_rows_are_matched_by_id(folder: Path, tmp_path: Path) -> None:
         (["--flipped", "text"], "column 'text' must hold true or false"),
         (["--flipped", "wrong", "--seeds", 0], "--seeds must be at least 1; got 0"),
         (["--lds", "--model", "m", "--queries", "q", "--subsets", 2], "--lds ranks models, at least 3 of them"),
-        (["--lds", "--model", "m", "--queries", "q", "--epochs", 0], "Recipe: epochs=0 must be at least 1"),
+        (["--lds", "--model", "m", "--queries", "q", "--epochs", 0], "Recipe: --epochs 0 must be at least 1"),
         (["--flips", "wrong"], "unrecognized arguments: --flips wrong"),
     ],
 )
