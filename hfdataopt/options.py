@@ -34,13 +34,14 @@ def check_options(component: Any) -> None:
             f"{who}: the annotation of an option cannot be read: {error}; import it at run time"
         ) from error
     for field in dataclasses.fields(component):
-        if not field.init:  # state, not an option
-            continue
-        value = getattr(component, field.name)
-        if not _allows(hints[field.name], value):
-            raise OptionError(
-                f"{who}: option {field.name}={value!r} is not allowed; it takes {describe(hints[field.name])}"
-            )
+        if field.init:  # others are state
+            check_value(who, field.name, hints[field.name], getattr(component, field.name))
+
+
+def check_value(who: str, option: str, hint: Any, value: Any) -> None:
+    """Raise :class:`OptionError` where an annotation does not allow a value; see :func:`check_options`."""
+    if not _allows(hint, value):
+        raise OptionError(f"{who}: option {option}={value!r} is not allowed; it takes {describe(hint)}")
 
 
 def check_range(

@@ -1,8 +1,10 @@
 """Prompts for GRPO chosen as training goes on: those whose success rate is likely near one half (MoPPS, Qu et al. 2025)."""
 
 import functools
+import itertools
 import json
 import math
+import typing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +18,13 @@ from hfdataopt.attribution.rows import ROW_ID, as_list, check_map_style, row_ids
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.files import no_link, write_whole
-from hfdataopt.options import check_range
+from hfdataopt.options import check_range, check_value
 from hfdataopt.rewards import RewardFunctions, background
 from hfdataopt.selection.keys import keys_of, uniform
-from hfdataopt.selection.success_rates import beta_draws, count, stream, update
+from hfdataopt.selection.success_rates import LEAST_PRIOR, MOST_PRIOR, beta_draws, count, stream, update
 
 WHO = "PromptSampler"
+OPTIONS = (*("prompts", "repeat", "turns", "rate", "estimate", "candidates", "success", "prior", "discount", "seed"),)
 
 
 class PromptSampler(Sampler[int]):
@@ -79,12 +82,16 @@ class PromptSampler(Sampler[int]):
         self.dataset = dataset
         self.prompts, self.repeat, self.turns = prompts, repeat, turns
         self.rate, self.estimate, self.candidates, self.success = rate, estimate, candidates, success
-        self.prior, self.discount, self.seed = (float(prior[0]), float(prior[1])), discount, seed
+        self.prior, self.discount, self.seed = prior, discount, seed
+        for option, hint in typing.get_type_hints(PromptSampler.__init__).items():
+            if option in OPTIONS:
+                check_value(WHO, option, hint, getattr(self, option))
         for option, least in (("prompts", 1), ("repeat", 1), ("turns", 1), ("candidates", 1)):
             check_range(self, option, at_least=least)
         check_range(self, "rate", at_least=0, at_most=1)
-        check_range(self, "prior", above=0)
+        check_range(self, "prior", at_least=LEAST_PRIOR, at_most=MOST_PRIOR)
         check_range(self, "discount", above=0, at_most=1)
+        self.prior = (float(prior[0]), float(prior[1]))
         if estimate not in ("sampled", "mean"):
             raise OptionError(f"{WHO}: estimate={estimate!r} is unknown; it is 'sampled' or 'mean'")
         self._names = _names(dataset)
@@ -165,7 +172,7 @@ class PromptSampler(Sampler[int]):
                 self._write({"round": turn, "rows": chosen})
             for _ in range(self.turns):
                 for row in chosen:
-                    yield from [row] * self.repeat
+                    yield from itertools.repeat(row, self.repeat)
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next pass is; a trainer says so by itself."""

@@ -14,6 +14,8 @@ import numpy as np
 from hfdataopt.errors import DataError
 from hfdataopt.selection.keys import uniform
 
+LEAST_PRIOR, MOST_PRIOR = 1e-3, 1e9  # of alpha and beta; beyond, a draw is 0/0 or a sum is infinite
+
 
 def count(rewards: Sequence[Any], success: float | None, who: str, row: str) -> tuple[float, int]:
     """``(successes, trials)`` of the rewards of one group; those that are None or NaN are no trials.

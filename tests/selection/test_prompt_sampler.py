@@ -1,8 +1,10 @@
 """PromptSampler: its posterior by hand, what it draws, and real runs of TRL's GRPOTrainer (written against trl 1.16)."""
 
 import asyncio
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -345,3 +347,24 @@ def test_half_of_it_forgotten_is_said(tmp_path, capsys):
     assert not capsys.readouterr().err
     with pytest.raises(DataError, match=r"the dataset is a list; it must be a datasets.Dataset"):
         PromptSampler(["a"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("repeat", 1.5, "option repeat=1.5 is not allowed; it takes int"),
+        ("prompts", "two", "option prompts='two' is not allowed"),
+        ("prior", (1e-320, 1.0), "must be at least 0.001 and at most"),
+        ("prior", (1e308, 1e308), "must be at least 0.001 and at most"),
+        ("prior", 1.0, "option prior=1.0 is not allowed"),
+        ("seed", None, "option seed=None is not allowed"),
+    ],
+)
+def test_options_of_another_type_or_beyond_what_can_be_drawn(option, value, says):
+    with pytest.raises(OptionError, match=re.escape(says)):
+        PromptSampler(Dataset.from_dict({"prompt": ["a", "b"]}), **{"prompts": 2, option: value})
+
+
+def test_many_repeats_take_no_memory():
+    sampler = PromptSampler(Dataset.from_dict({"prompt": ["a", "b"]}), prompts=2, repeat=2**40)
+    assert len(set(itertools.islice(iter(sampler), 5))) == 1

@@ -12,7 +12,7 @@ from hfdataopt.hookspecs import hookimpl
 from hfdataopt.options import check_range
 from hfdataopt.selection.filter import Filter
 from hfdataopt.selection.source import Batch, check_columns
-from hfdataopt.selection.success_rates import beta_draws, count, update
+from hfdataopt.selection.success_rates import LEAST_PRIOR, MOST_PRIOR, beta_draws, count, update
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PromptDifficulty(Filter):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "rate", at_least=0, at_most=1)
-        check_range(self, "prior", above=0)
+        check_range(self, "prior", at_least=LEAST_PRIOR, at_most=MOST_PRIOR)
         check_range(self, "discount", above=0, at_most=1)
         counts = [self.successes, self.trials]
         if (self.rewards is None) == (counts == [None, None]) or counts.count(None) == 1:
