@@ -260,7 +260,7 @@ def _load(where: str) -> Any:
     except ImportError as error:
         raise MissingDependencyError(f"a pipeline by its id needs diffusers: {PIP}") from error
     try:
-        pipeline = AutoPipelineForText2Image.from_pretrained(where)
+        pipeline = AutoPipelineForText2Image.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise OptionError(f"images: diffusers cannot load {where!r}: {first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
