@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from hfdataopt.attribution.dropped import rows_dropped
+from hfdataopt.attribution.dropped import is_of_trl, rows_dropped
 from hfdataopt.attribution.moment import Moment
 from hfdataopt.attribution.prepare import prepare_dataset, query_rows
 from hfdataopt.attribution.rows import ROW_ID, Rows, check_map_style
@@ -23,6 +23,12 @@ from hfdataopt.sharded import refuse_sharded
 
 _FOLDERS: "weakref.WeakValueDictionary[str, AttributionCallback]" = weakref.WeakValueDictionary()
 WHEN = ("train_begin", "epoch", "save", "train_end")
+EDITED = (
+    "text",
+    "completion",
+    "messages",
+    "conversations",
+)  # columns that trainers of TRL change while they prepare rows
 
 
 class AttributionCallback(TrainerCallback):
@@ -109,7 +115,7 @@ class AttributionCallback(TrainerCallback):
         collate, keep = loader.collate_fn, getattr(loader.dataset, "column_names", None)
         keep = keep and [*keep, "label", "labels"]
         processing_class = kwargs.get("processing_class")
-        pool = self._make_pool(loader, collate, keep, model, processing_class)
+        pool = self._make_pool(args, loader, collate, keep, model, processing_class)
         if self._pool is None:
             pool.dropped = rows_dropped(loader.dataset, args)
         queries = self._make_queries(collate, keep, model, processing_class)
@@ -264,14 +270,14 @@ class AttributionCallback(TrainerCallback):
             f"dataset, which select refuses then; to keep ids: train_dataset=with_row_ids(dataset){given}"
         )
 
-    def _make_pool(self, loader: Any, collate: Any, keep: Any, model: Any, processing_class: Any) -> Rows:
+    def _make_pool(self, args: Any, loader: Any, collate: Any, keep: Any, model: Any, processing_class: Any) -> Rows:
         if self._pool is not None:
             return Rows(*prepare_dataset(self._pool, model, processing_class, collate, "pool"), side="pool", keep=keep)
         if self.trainer is not None:
             dataset = self.trainer.train_dataset
-            if keep:  # SFTTrainer also edits texts (it adds an end), by which the user's rows would not be recognised
-                dataset = dataset.select_columns([c for c in dataset.column_names if c in keep or c == ROW_ID])
-            return Rows(dataset, collate, side="pool")
+            if keep and is_of_trl(args):  # it adds an end to texts, by which the user's rows would not be recognised
+                dataset = dataset.remove_columns([c for c in EDITED if c in dataset.column_names and c not in keep])
+            return Rows(dataset, collate, side="pool", keep=keep)
         return Rows(loader.dataset, collate, side="pool")
 
     def _make_queries(self, collate: Any, keep: Any, model: Any, processing_class: Any) -> Rows | None:

@@ -7,6 +7,11 @@ beneath it still holds all rows. ``tests/contracts`` checks that this is what TR
 from typing import Any
 
 
+def is_of_trl(args: Any) -> bool:
+    """Whether these are the arguments of a trainer of TRL, which prepares its dataset."""
+    return any(kind.__module__.partition(".")[0] == "trl" for kind in type(args).__mro__)
+
+
 def rows_dropped(dataset: Any, args: Any) -> int | None:
     """Rows that were in the dataset handed over and are not in the one that is trained on; None where it cannot be told.
 
@@ -14,7 +19,7 @@ def rows_dropped(dataset: Any, args: Any) -> int | None:
         dataset: what the trainer iterates, with or without the columns that it removes for the model.
         args: the trainer's arguments; those of ``transformers`` alone mean that nothing was prepared.
     """
-    if not any(kind.__module__.partition(".")[0] == "trl" for kind in type(args).__mro__):
+    if not is_of_trl(args):
         return 0
     skipped = (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset", False)
     if skipped or getattr(args, "max_length", None) is None:  # rows are dropped only for their length

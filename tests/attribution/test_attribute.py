@@ -298,6 +298,26 @@ def test_streams_dicts_and_none() -> None:
         attribute(bert(), {"train": encoded(4), "test": encoded(4)}, None, "loss")
 
 
+def test_a_model_is_loaded_from_its_folder(tmp_path: Path) -> None:
+    model, pool = bert().eval(), texts(6)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    expected = attribute(model, pool, None, "loss", processing_class=tokenizer()).values
+    for where in (tmp_path / "model", str(tmp_path / "model")):
+        np.testing.assert_array_equal(attribute(where, pool, None, "loss").values, expected)
+    with pytest.raises(OptionError, match=r"attribute: the folder model=.*modle' does not exist .did you mean"):
+        attribute(tmp_path / "modle", pool, None, "loss")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(OptionError, match="holds an adapter only; load it on its model"):
+        attribute(tmp_path / "adapter", pool, None, "loss")
+    with pytest.raises(OptionError, match=r"cannot load model='nobody/nothing': .*a local folder can be given too"):
+        attribute("nobody/nothing", pool, None, "loss")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(OptionError, match=r"names no class of transformers to load it as .architectures: None"):
+        attribute(tmp_path / "model", pool, None, "loss")
+
+
 def test_options_that_cannot_be() -> None:
     with pytest.raises(OptionError, match=r"'loss'.*no option 'floats'"):
         attribute(bert(), encoded(4), None, "loss", floats=3)

@@ -327,6 +327,40 @@ def test_another_run_in_the_default_folder_is_replaced_with_a_line(tmp_path: Pat
         trainer(tmp_path / "b", [AttributionCallback("random", output_dir=tmp_path / "attribution" / "random")]).train()
 
 
+def test_a_training_from_other_weights_replaces_scores_with_a_line_or_is_refused(tmp_path: Path, capsys: Any) -> None:
+    moved = bert()
+    with torch.no_grad():
+        moved.classifier.weight.add_(0.1)
+    for output_dir in (None, tmp_path / "mine"):
+        run = {"scorer": "loss", "output_dir": output_dir}
+        first, again, other = (AttributionCallback(**run) for _ in range(3))
+        trainer(tmp_path, [first]).train()
+        trainer(tmp_path, [again]).train()
+        np.testing.assert_array_equal(again.scores.values, first.scores.values)
+        assert "replacing" not in capsys.readouterr().err
+        if output_dir is None:
+            trainer(tmp_path, [other], model=moved).train()
+            told = capsys.readouterr().err
+            assert told.count("loss: replacing the scores of an earlier run with other initial weights in") == 1
+            assert "output_dir= of the callback keeps both" in told
+        else:
+            with pytest.raises(
+                StoreError, match=r"whose initial weights differ .*; choose another output_dir or remove"
+            ):
+                trainer(tmp_path, [other], model=moved).train()
+            np.testing.assert_array_equal(Scores.load(output_dir).values, first.scores.values)
+
+
+def test_scores_that_are_not_there_say_what_to_do(tmp_path: Path) -> None:
+    callback = AttributionCallback("loss", when="epoch")
+    with pytest.raises(DataError, match=r"'loss'. has no scores yet: .* \(epoch\); call trainer.train\(\) first"):
+        _ = callback.scores
+    run = trainer(tmp_path)
+    callback.on_train_end(run.args, run.state, run.control)
+    with pytest.raises(DataError, match=r"training ended before the first moment \(epoch\)"):
+        _ = callback.scores
+
+
 def test_a_label_changed_anywhere_is_another_run(tmp_path: Path) -> None:
     pool = encoded(300)
     labels = pool["label"][:]
@@ -458,6 +492,9 @@ def test_dropped_and_shuffled_rows_keep_their_ids_with_trainer(tmp_path: Path) -
     assert sorted(scores.row_ids) == [0, 1, 3, 4, 5, 6, 7]
     assert scores.row_ids != sorted(scores.row_ids)
     joined = scores.join(raw)
+    assert scores.metadata["join_check"] == "hash of columns ['prompt']"  # the trainer added an end to completions
+    with pytest.raises(DataError, match=r"row 4 has another value in column 'prompt'"):
+        scores.join(raw.map(lambda row: {"prompt": "why?"} if row["row_id"] == 4 else {}))
     assert joined["score_loss"][:][2] is None
     for row in joined:
         if row["row_id"] != 2:
@@ -467,12 +504,36 @@ def test_dropped_and_shuffled_rows_keep_their_ids_with_trainer(tmp_path: Path) -
             assert row["score_loss"] == pytest.approx(one, rel=1e-4)
 
 
+@pytest.mark.parametrize("give_trainer", [False, True])
+def test_dropped_rows_are_said_before_training_where_there_are_no_ids(
+    tmp_path: Path, capsys: Any, give_trainer: bool
+) -> None:
+    run = sft(tmp_path, rows_with_one_dropped(), completion_only_loss=True)
+    callback = AttributionCallback("loss", trainer=run if give_trainer else None, when="train_end")
+    run.add_callback(callback)
+    run.train()
+    told = "the trainer dropped 1 row(s) while it prepared the data"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if told in line]
+    assert "positions among the 7 rows that are left" in line
+    assert "train_dataset=with_row_ids(dataset)" in line
+    assert ("trainer=trainer" in line) != give_trainer
+    assert callback.scores.dropped == 1
+    assert "(1 dropped)" in str(Scores.load(tmp_path / "attribution" / "loss"))
+    named = sft(tmp_path / "b", with_row_ids(rows_with_one_dropped()), completion_only_loss=True)
+    named.add_callback(AttributionCallback("loss", trainer=named))
+    named.train()
+    whole = sft(tmp_path / "c", texts(8).remove_columns(["label"]), [AttributionCallback("loss")])
+    whole.train()
+    assert "the trainer dropped" not in capsys.readouterr().err
+
+
 def test_dropped_rows_are_refused_at_join_without_trainer(tmp_path: Path) -> None:
     raw = with_row_ids(rows_with_one_dropped())
     callback = AttributionCallback("loss", when="train_begin")
     sft(tmp_path, raw, [callback], completion_only_loss=True).train()
-    assert callback.scores is not None
     assert len(callback.scores) == 7
+    with pytest.raises(DataError, match="no column in common"):  # as many rows as are left, but others
+        callback.scores.join(raw.select(range(7)))
     with pytest.raises(DataError) as raised:
         callback.scores.join(raw)
     for hint in ("7 prepared rows", "has 8", "trainer=", "pool=", "with_row_ids"):
@@ -538,6 +599,9 @@ def test_ids_reach_the_scores_of_a_plain_trainer(tmp_path: Path) -> None:
     assert callback.scores.row_ids == pool["row_id"][:]
     assert not callback.scores.by_position
     assert callback.scores.join(pool).column_names[-1] == "score_random"
+    other = pool.remove_columns("label").add_column("label", [1 - label for label in pool["label"]])
+    with pytest.raises(DataError, match=r"row .* .and 11 more of 12 rows. has another value in column 'label'"):
+        callback.scores.join(other)
 
 
 def test_duplicate_ids_are_refused_before_training(tmp_path: Path) -> None:

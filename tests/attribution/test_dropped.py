@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 from trl import SFTConfig
 
-from hfdataopt.attribution.dropped import rows_dropped
+from hfdataopt.attribution.dropped import is_of_trl, rows_dropped
 
 DATA = Dataset.from_dict({"prompt": list("abcdef"), "n": list(range(6))})
 
@@ -30,6 +30,8 @@ def test_rows_that_were_filtered_out_are_counted(tmp_path: Any, data: Dataset) -
 
 def test_what_was_not_prepared_has_lost_nothing(tmp_path: Any) -> None:
     part = DATA.select([5, 0, 4, 3])
+    assert is_of_trl(config(tmp_path))
+    assert not is_of_trl(TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
     assert rows_dropped(part, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")) == 0
     assert rows_dropped(part, config(tmp_path, dataset_kwargs={"skip_prepare_dataset": True})) == 0
     assert rows_dropped(part, config(tmp_path, max_length=None)) == 0

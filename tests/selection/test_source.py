@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from hfdataopt import get_filter, sample
+from hfdataopt import get_filter, sample, select
 from hfdataopt.errors import DataError
 from hfdataopt.selection.source import Batch
 
@@ -43,6 +43,16 @@ def test_arrays_have_the_texts_keys_and_ids_of_lists(kind):
     assert {type(text) for text in texts} == {str}
     with_ids = Batch({"row_id": FORMATS[kind]([7, 8, 9]), "text": TEXTS[:3]}, ("text",), True, "test")
     assert with_ids.ids == [7, 8, 9]
+
+
+def test_a_row_with_a_hole_is_named_by_its_place_and_column():
+    holes = Dataset.from_dict({"prompt": ["a"] * 1500, "completion": ["b"] * 1200 + [None] + ["c"] * 299})
+    with pytest.raises(DataError, match="length: row 1200 with prompt 'a' is None in column 'completion'; fill it"):
+        select(holes, "length", k=2)
+    with pytest.raises(DataError, match="length: row 1 is None in column 'text'; fill it"):
+        select(Dataset.from_dict({"text": ["a", None]}), "length", k=1)
+    with pytest.raises(DataError, match="length: row 'y' is None in column 'text'"):
+        select(Dataset.from_dict({"text": ["a", None], "row_id": ["x", "y"]}), "length", k=1)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "numpy"])

@@ -39,6 +39,18 @@ def test_counts_histogram_and_rows():
     assert json.loads(json.dumps(summary.as_dict()))["kept"] == 10
 
 
+def test_of_the_rows_that_are_shown_only_what_was_read():
+    data = Dataset.from_dict(
+        {"source": ["a site"] * 4, "prompt": list("abcd"), "completion": ["x " * i for i in range(4)]}
+    )
+    _, summary = select(data, "length", k=2, text="completion", return_summary=True)
+    assert summary.best[0].text == "x x x"
+    _, summary = select(data, "length", k=2, return_summary=True)
+    assert summary.best[0].text == "d | x x x"
+    _, summary = select(data.add_column("n", [0, 1, 2, 3]), "n", k=2, return_summary=True)
+    assert summary.best[0].text == "d | x x x", "a column of numbers has no text: the usual columns"
+
+
 def test_no_row_is_shown_twice():
     for k in range(1, 7):
         _, summary = select(DATA.select(range(6)), "length", k=k, return_summary=True)
