@@ -520,3 +520,33 @@ def test_every_option_has_its_help(component):
         assert not re.search(r"\bAny[];,]", text)
         assert "typing." not in text
         assert "``" not in text
+
+
+@pytest.mark.parametrize(
+    ("message", "typed"),
+    [
+        ("drop such rows with on_nan='drop'", "drop such rows with --on_nan drop"),
+        ("give target=", "give --target"),
+        ("text='my column' is no column", "--text 'my column' is no column"),
+        ("k=3 must be at most 2", "--k 3 must be at most 2"),
+        ("e.g. top(fraction=0.1), or map(f, batched=True)", "e.g. top(fraction=0.1), or map(f, batched=True)"),
+        ("keep=top(k=3) and n=4; target=Dataset({...})", "keep=top(k=3) and n=4; target=Dataset({...})"),
+        ("--on_nan=drop stands there already", "--on_nan=drop stands there already"),
+    ],
+)
+def test_options_in_errors_are_spelled_as_they_are_typed(message, typed):
+    parser = arguments.Parser(prog="hfdataopt select")
+    for name in ("text", "target", "k", "fraction"):
+        parser.add_argument(f"--{name}")
+    arguments.add_component_options(parser, host().get("filter", "length"), leave_out=("rule", "text"))
+    assert parser.spelled(message) == typed
+
+
+def test_a_name_that_is_neither_here_nor_on_the_hub_is_said_to_be_neither(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match=r"it is no file or folder here \(there is no folder 'data'\), and no dataset of the hub"
+    ):
+        arguments.load_rows("data/rows", "train")
+    with pytest.raises(DataError, match=r"it is no file or folder here, and no dataset of the hub that can be read: "):
+        arguments.load_rows("rows:train", "train")

@@ -152,6 +152,49 @@ def test_select(said):
     assert "time: not measured, since the sample of 64 rows alone does not do: " in missing
 
 
+def test_select_tells_of_rows_at_which_it_would_stop(said, folder):
+    rows = [{"prompt": "the film " * (30 if place % 4 == 0 else 2), "completion": " was fine"} for place in range(100)]
+    (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "select",
+        "--filter",
+        "perplexity",
+        "--model",
+        "lm",
+        "--dataset",
+        "long.jsonl",
+        "--output",
+        "o.jsonl",
+        "--k",
+        "2",
+    ]
+    text = said(*words)
+    assert "it would stop with an error: 16 of the 64 rows looked at have no score (no answer, or a prompt" in text
+    assert "--on_nan drop leaves such rows out" in text
+    assert "measured: fitting and scoring 16 and 64 rows" in text
+    assert "would stop" not in said(*words, "--on_nan", "drop")
+
+
+def test_the_hint_of_a_filter_is_said_once(folder, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    (folder / "few.jsonl").write_text('{"text": "something else"}\n')
+    words = [
+        "select",
+        "--filter",
+        "dsir",
+        "--dataset",
+        "pool.jsonl",
+        "--target",
+        "few.jsonl",
+        "--k",
+        "2",
+        "--output",
+        "o.jsonl",
+    ]
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert capfd.readouterr().err.count("the reduction per-token takes the length out") == 1
+
+
 def test_optimize(said):
     words = [
         "optimize",
@@ -170,7 +213,7 @@ def test_optimize(said):
     assert "completions of 4 tokens take" in text
 
 
-def test_optimize_with_people_opens_no_page(said):
+def test_optimize_with_people_opens_no_page(said, folder):
     words = [
         "optimize",
         "--optimizer",
@@ -183,6 +226,10 @@ def test_optimize_with_people_opens_no_page(said):
     assert "max_judge_calls=20 buys 20 votes" in said(
         *words, "--judge", "human", "--max_judge_calls", "20", "--max_new_tokens", "4"
     )
+    (folder / "search.yaml").write_text(
+        "reward_funcs: [own_dry_rewards:short]\nmax_judge_calls: 20\nmax_new_tokens: 4\n"
+    )
+    assert "buys 20 votes" in said(*words, "--config", "search.yaml", "--judge", "human"), "the command line wins"
 
 
 def test_evaluate_counts_the_trainings_that_are_done(said, folder, monkeypatch):

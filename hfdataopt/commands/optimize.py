@@ -75,6 +75,10 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         return 0
     given, rest = own.parse_known_args(argv)
     arguments, config = _parse(everything, rest, component)
+    typed = {word.partition("=")[0] for word in rest}
+    for one, other in (("judge", "reward_funcs"), ("reward_funcs", "judge")):
+        if f"--{one}" in typed and f"--{other}" not in typed:
+            setattr(arguments, other, None)  # of the file, to which the command line gives the alternative
     options = {**dict(config.optimizer_options or {}), **component_options(component, given)}
     config.optimizer_options = None
     return _search(arguments, config, component.create(**options))
@@ -118,6 +122,7 @@ def _parse(parser: Any, argv: Sequence[str], component: Any) -> tuple[OptimizeAr
 
 
 def _search(arguments: OptimizeArguments, config: Any, optimizer: Any) -> int:
+    from hfdataopt.attribution.processes import Processes
     from hfdataopt.prompting.trainer import PromptTrainer
 
     if (arguments.judge is None) == (arguments.reward_funcs is None):
@@ -152,6 +157,8 @@ def _search(arguments: OptimizeArguments, config: Any, optimizer: Any) -> int:
     finally:
         if arguments.judge == "human":
             trainer.judge.close()  # type: ignore[union-attr]
+    if not Processes.current().is_main:  # of several that a launcher started
+        return 0
     print(result)
     if result.best.completion is not None:  # answers were chosen, and there is no prompt
         print(f"\nthe votes are in {config.output_dir}/result.json; --output writes them as preference rows")

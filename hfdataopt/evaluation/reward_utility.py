@@ -100,7 +100,8 @@ class RewardUtility(RowsMetric):
             {name: [values[place] for place, _ in flat] for name, values in columns.items()},
             row_ids=[rows.ids[place] for place, _ in flat],
         ).total.reshape(len(prompts), self.samples)
-        none = [row for row, missing in zip(rows.ids, np.isnan(rewards).all(1), strict=True) if missing]
+        ids: list[int | str] = list(rows.ids)
+        none = [row for row, missing in zip(ids, np.isnan(rewards).all(1), strict=True) if missing]
         if none:
             raise DataError(
                 f"{WHO}: no function gave a reward to any of the {self.samples} completions of {len(none)} rows of the {rows.side}: "

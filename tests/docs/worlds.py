@@ -242,7 +242,6 @@ def search(folder: Path) -> dict[str, Any]:
         "train": rows,
         "validation": follower_tasks.rows("antonym", "test"),
         "dataset": rows.map(lambda row: {"completions": [row["answer"], "no"]}),
-        "exact_match": follower_tasks.exact_match,
     }
 
 
@@ -318,7 +317,10 @@ def _files() -> Path:
         train, queries = (Dataset.from_json(str(folder / f"{name}.jsonl")) for name in ("train", "clean"))
         attribute(model, train, queries, "rds", processing_class=read).save("scores")
         _lines(folder / "prompts.jsonl", [dict(row) for row in follower_tasks.rows("antonym", "train")])
-        (folder / "my_rewards.py").write_text("from hfdataopt.demo.follower_tasks import exact_match  # noqa: F401\n")
+        (folder / "my_rewards.py").write_text(
+            "from hfdataopt.rewards import exact_match, reward_from_metric\n\n"
+            'right = reward_from_metric(exact_match, reference_column="answer")\n'
+        )
     return folder
 
 

@@ -142,6 +142,18 @@ def test_a_row_with_nothing_to_predict_has_no_score(folder, columns):
         found_of(folder, columns)
 
 
+def test_rows_without_a_score_are_told_before_the_model_runs(folder, monkeypatch):
+    long = " ".join(["the film was fine and"] * 20)
+    data = Dataset.from_dict({"prompt": ["it", long, "it", long], "completion": [" was"] * 4})
+    f = get_filter("perplexity", model=folder)
+    lenient = get_filter("perplexity", model=folder, on_nan="drop").fit(data)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_, **__: pytest.fail("the model was run"))
+    with pytest.raises(DataError, match=r"perplexity: row 1 .*has no score.*, nor have 1 other rows; drop such rows"):
+        f.fit(data)
+    monkeypatch.undo()
+    assert np.isnan(lenient(data[:])["score_perplexity"]).tolist() == [False, True, False, True]
+
+
 def test_a_blank_prompt_is_none(folder):
     found = found_of(folder, {"prompt": ["", " "], "completion": ["the film", "the film"]})
     alone = found_of(folder, {"text": ["the film"]})

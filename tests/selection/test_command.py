@@ -59,6 +59,28 @@ def test_the_rows_of_the_function(call, tmp_path, flags, rule):
     assert "length: kept " in printed.out
 
 
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        ((), sample(fraction=0.5, temperature=2.0, seed=0)),
+        (("--k", 3), sample(k=3, temperature=2.0, seed=0)),
+        (("--k", 3, "--rule", "top"), top(k=3)),
+        (("--threshold", 9), threshold(9)),
+    ],
+    ids=str,
+)
+def test_the_command_line_wins_over_an_alternative_in_the_file(call, tmp_path, flags, rule):
+    (tmp_path / "select.yaml").write_text("filter: length\nfraction: 0.5\nrule: sample\ntemperature: 2.0\n")
+    call("--config", tmp_path / "select.yaml", *flags)
+    assert rows_in(tmp_path / "kept.jsonl") == select(DATA, "length", rule=rule)["row_id"][:]
+
+
+def test_two_sizes_in_one_place_are_still_one_too_many(call, tmp_path):
+    (tmp_path / "select.yaml").write_text("filter: length\nfraction: 0.5\nk: 3\n")
+    assert "give exactly one of --fraction, --k" in call("--config", tmp_path / "select.yaml", status=2).err
+    assert "got fraction, k" in call("--filter", "length", "--fraction", 0.5, "--k", 3, status=2).err
+
+
 @pytest.mark.parametrize("flags", [("--threshold", 9), ("--rule", "sample", "--fraction", 0.2)])
 def test_a_stream_keeps_the_same_rows(call, tmp_path, flags):
     call("--filter", "length", *flags)

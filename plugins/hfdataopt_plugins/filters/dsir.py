@@ -17,6 +17,7 @@ from hfdataopt.selection.words import ngram_buckets, portions
 from hfdataopt.statistics import rank_correlation
 
 SMOOTHING = 1e-8
+LENGTH = 0.7  # the rank correlation of score and length from which on it is told
 UNIT = 2.0**-30  # weights are whole multiples of it, so that their sum does not depend on its order
 
 
@@ -31,7 +32,8 @@ class Dsir(TextFilter):
         ngrams: the longest n-gram.
         buckets: how many.
         hash: ``sha256`` has the authors' buckets; ``vectorised`` has others, and is faster.
-        reduction: ``sum``, which prefers long or short rows according to their mean, or ``per-token``, the mean over the n-grams.
+        reduction: ``sum``, as published, which follows the length of a row, above all where the target is small (that is said at fit);
+            or ``per-token``, the mean over the n-grams, which does not.
     """
 
     name: ClassVar[str] = "dsir"
@@ -60,10 +62,10 @@ class Dsir(TextFilter):
     def _tell_of_length(self, batch: Batch) -> None:
         """Where the target is small, nearly every n-gram is rarer there, and the sum is minus the length."""
         correlation = rank_correlation(self.score(batch), [len(text) for text in batch.texts])
-        if abs(correlation) > 0.9:
+        if abs(correlation) > LENGTH:
             say(
                 f"{self.name}: the sum over n-grams ranks rows by length (rank correlation {correlation:+.2f}), as it does when the "
-                "target is small; reduction='per-token' takes the length out"
+                "target is small; the reduction per-token takes the length out"
             )
 
     def _shares(self, source: Source) -> np.ndarray:
