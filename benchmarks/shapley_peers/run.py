@@ -69,12 +69,13 @@ def embeddings(data: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 def draw(x: np.ndarray, y: np.ndarray, rows: int, seed: int) -> dict[str, Any]:
     """A pool with flips, queries without, and the ridge of least leave-one-out error."""
     generator = np.random.default_rng(seed)
-    chosen = generator.permutation(len(x))[: rows + QUERIES]
-    pool, queries = chosen[:rows], chosen[rows:]
+    drawn = generator.permutation(len(x))
+    pool = drawn[:rows]
     classes = int(y.max()) + 1
     labels, flipped = y[pool].copy(), np.zeros(rows, bool)
     flipped[generator.permutation(rows)[: rows // 10]] = True
     labels[flipped] = (labels[flipped] + generator.integers(1, classes, flipped.sum())) % classes
+    queries = drawn[rows:][np.isin(y[drawn[rows:]], labels)][:QUERIES]
     kernel = torch.from_numpy(x[pool] @ x[pool].T)
     ridge = loo_ridge(kernel, torch.nn.functional.one_hot(torch.from_numpy(labels), classes).double())
     return {"pool": x[pool], "labels": labels, "queries": x[queries], "query_labels": y[queries], "flipped": flipped, "ridge": ridge}  # fmt: skip
