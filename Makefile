@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 WORKERS ?= 2
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo examples example-images example-ray test test-slow test-install test-bridges lint format bench clean
+.PHONY: demo examples example-images example-ray test test-slow test-processes test-install test-bridges lint format bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/hfdataopt demo
@@ -37,6 +37,10 @@ test: $(VENV)/.test-installed
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# Every scorer, trainer, filter and fault with two processes; a part of test-slow.
+test-processes: $(VENV)/.test-installed
+	$(BIN)/python -m pytest tests/processes tests/attribution/test_processes.py -m "slow or not slow" --timeout 3600
 
 test-install: $(VENV)/.test-installed
 	$(BIN)/python tests/install/wheel_smoke.py

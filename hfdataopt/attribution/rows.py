@@ -230,7 +230,11 @@ class Rows:
         return digest.hexdigest()[:16]
 
     def batch(self, positions: Sequence[int]) -> dict[str, Any]:
-        """The collated batch of these rows."""
+        """The collated batch of these rows.
+
+        Raises:
+            DataError: the collator failed, or made another number of rows.
+        """
         rows = [self.dataset[int(position)] for position in positions]
         try:
             batch = self.collate(rows)
@@ -240,6 +244,13 @@ class Rows:
                 f"{[self.ids[p] for p in positions][:3]} with columns {sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0])}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        tokens = batch.get("input_ids")
+        if isinstance(tokens, torch.Tensor) and len(tokens) != len(rows):
+            raise DataError(
+                f"the {self.side}: the collator {getattr(self.collate, '__name__', type(self.collate).__name__)} makes {len(tokens)} rows "
+                f"of {len(rows)} (pairs of answers, or rows packed into one), so no row of its batches can be scored by itself; hand over "
+                f"rows of one text each, for example attribute(model, {self.side} of prompt and completion, ...)"
+            )
         return dict(batch)
 
     def batches(

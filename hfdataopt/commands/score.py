@@ -59,6 +59,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         )
 
     from hfdataopt import attribute
+    from hfdataopt.attribution.processes import Processes
     from hfdataopt.attribution.scores import row_text
 
     where = arguments.model or arguments.checkpoints[-1]
@@ -91,6 +92,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         query_group=arguments.query_group,
         aggregate=arguments.aggregate,
     )
+    if not Processes.current().is_main:  # of several that a launcher started
+        return 0
     where_is = {row: position for position, row in enumerate(scores.row_ids)}
     count = min(arguments.show, sum(value == value for value in scores.values))  # NaN: no score
     for title, ids in (("lowest", scores.bottom(k=count)), ("highest", scores.top(k=count))) if count else ():

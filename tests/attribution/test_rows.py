@@ -262,6 +262,14 @@ def test_a_failing_collator_is_named_with_rows_and_columns():
         rows.batch([0, 1])
 
 
+def test_a_collator_that_makes_other_rows_is_refused():
+    """Pairs of answers as DPO's collator makes them; a score of a row of such a batch would be that of another row."""
+    dataset = Dataset.from_dict({"input_ids": [[1], [2], [3]]})
+    rows = Rows(dataset, lambda batch: pad_batch([*batch, *batch]), side="pool")
+    with pytest.raises(DataError, match=r"the pool: the collator <lambda> makes 4 rows of 2 \(pairs of answers"):
+        rows.batch([0, 1])
+
+
 def test_contents_change_with_the_data_and_with_the_ids():
     def contents(dataset):
         return Rows(dataset, pad_batch, side="pool").contents

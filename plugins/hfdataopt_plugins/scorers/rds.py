@@ -32,6 +32,9 @@ class RDS(Scorer):
     on_nonfinite: Literal["error", "skip"] = field(default="error", kw_only=True)
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(default=None, kw_only=True)
 
+    def check(self, view: View) -> None:
+        next(view.batches("pool", range(min(2, len(view.pool)))))  # raises where its collator makes other rows
+
     def score(self, view: View) -> Result:
         pool, queries = (
             torch.nn.functional.normalize(

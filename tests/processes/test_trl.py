@@ -1,0 +1,38 @@
+"""TRL's trainers in two processes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hfdataopt import AttributionCallback
+from hfdataopt.errors import DataError
+
+from . import jobs, pair
+
+
+@pytest.mark.slow
+def test_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes and one score the rows that ``SFTTrainer`` prepared from texts alike."""
+    monkeypatch.setattr(jobs.reader, "ROWS_PER_SHARD", 4)
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    both.mkdir()
+    alone.mkdir()
+    pair.run(jobs.finetune, both, "sft", seconds=600)
+    jobs.finetune(alone, "sft")
+    for name in ("tracin", "loss", "rds"):
+        with np.load(alone / f"{name}.0.npz") as kept:
+            expected = dict(kept)
+        for index in (0, 1):
+            with np.load(both / f"{name}.{index}.npz") as found:
+                for part, value in expected.items():
+                    assert len(value) == jobs.POOL
+                    np.testing.assert_allclose(found[part], value, rtol=0, atol=1e-5 * np.abs(value).max())
+
+
+@pytest.mark.parametrize("scorer", ["loss", "rds", "tracin"])
+def test_pairs_of_dpo_are_refused_when_training_begins(tmp_path: Path, scorer: str) -> None:
+    """Its collator makes two rows of each; such a score would be that of another row."""
+    callback = AttributionCallback(scorer, queries=jobs.sft_queries())
+    with pytest.raises(DataError, match=r"the pool: the collator DataCollatorForPreference makes \d+ rows of \d+"):
+        jobs.trl_trainer(tmp_path, "dpo", [callback]).train()
