@@ -1,11 +1,24 @@
-"""bergson: gradients projected on both sides at random, collected in memory; weights as they come, or frozen by the caller."""
+"""bergson: gradients projected on both sides at random, collected in memory, with weights as they come or frozen by the caller;
+and what its commands ``ekfac`` and ``trackstar`` run, at their defaults, from files to files."""
 
+import json
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from bergson import CollectorComputer, GradientProcessor, IndexConfig, InMemoryCollector
+from bergson import CollectorComputer, DataConfig, GradientProcessor, IndexConfig, InMemoryCollector, QuerySetConfig
+from bergson.cli.commands import Ekfac, Trackstar
+from bergson.config.config import (
+    HessianConfig,
+    HessianPipelineConfig,
+    PreprocessConfig,
+    ScoreConfig,
+    TrackstarConfig,
+    TrackstarIndexConfig,
+)
+from bergson.data import load_scores
 from datasets import Dataset
 from harness import Clock, Job, freeze, main
 
@@ -43,5 +56,36 @@ def projected(job: Job, clock: Clock, width: str, frozen: str = "") -> tuple[tor
     return scores, pool.shape[1]
 
 
+def pipeline(job: Job, clock: Clock, command: str) -> tuple[Any, int | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for side, rows in job.sides.items():
+            files[side] = str(Path(folder, f"{side}.jsonl"))
+            Path(files[side]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        shared = {
+            "run_path": str(Path(folder, "run")),
+            "model": str(job.folder / "model"),
+            "filter_modules": "*lm_head*",
+        }
+        data, queries = DataConfig(dataset=files["pool"]), QuerySetConfig(dataset=files["queries"])
+        run: Any
+        if command == "ekfac":
+            run = Ekfac(
+                IndexConfig(data=data, **shared),
+                HessianConfig(method="kfac", ev_correction=True),
+                ScoreConfig(),
+                PreprocessConfig(),
+                HessianPipelineConfig(query=queries),
+            )
+        else:
+            run = Trackstar(TrackstarIndexConfig(data=data, **shared), TrackstarConfig(query=queries))
+        with clock("features"):
+            run.execute()
+        scores = load_scores(Path(folder, "run", "scores"))[:]
+    model = job.model()
+    size = sum(model.get_submodule(name).weight.numel() for name in job.modules)
+    return scores, size if command == "ekfac" else 256 * len(job.modules)
+
+
 if __name__ == "__main__":
-    main({"projected": projected})
+    main({"projected": projected, "pipeline": pipeline})

@@ -98,19 +98,25 @@ def collate(rows: list[Batch]) -> Batch:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def cpu_seconds() -> float:
+    """Of all threads, and of processes that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 class Clock:
-    """CPU seconds of all threads by phase: ``set-up`` does not grow with the rows, ``features`` and ``scores`` do."""
+    """CPU seconds by phase: ``set-up`` does not grow with the rows, ``features`` and ``scores`` do."""
 
     def __init__(self) -> None:
         self.seconds = {"set-up": 0.0, "features": 0.0, "scores": 0.0}
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        started = time.process_time()
+        started = cpu_seconds()
         try:
             yield
         finally:
-            self.seconds[phase] += time.process_time() - started
+            self.seconds[phase] += cpu_seconds() - started
 
 
 def freeze(model: Any) -> Any:
@@ -163,26 +169,28 @@ def measure(job: Job, method: Method, words: list[str], repeats: int) -> tuple[n
 
 
 def main(methods: dict[str, Method]) -> None:
-    """Run one method of a driver. A method that fails leaves the reason in the place of the figures."""
+    """Run methods of a driver in turn. One that fails leaves the reason in the place of the figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--job", type=Path, required=True)
-    parser.add_argument("--method", required=True, help="name:word:word")
-    parser.add_argument("--out", type=Path, required=True, help="scores as .npy, figures beside them as .json")
+    parser.add_argument("--method", nargs="+", required=True, help="name:word:word")
+    parser.add_argument("--out", nargs="+", type=Path, required=True, help="a .json for each; the scores beside it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--queries", type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-    name, *words = arguments.method.split(":")
     job = Job(arguments.job, arguments.rows, arguments.queries)
-    try:
-        scores, facts = measure(job, methods[name], words, arguments.repeats)
-        np.save(arguments.out.with_suffix(".npy"), scores)
-    except Exception as error:
-        traceback.print_exc()
-        facts = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:300]}
-    arguments.out.with_suffix(".json").write_text(json.dumps(facts))
+    for method, out in zip(arguments.method, arguments.out, strict=True):
+        name, *words = method.split(":")
+        torch.manual_seed(0)
+        try:
+            scores, facts = measure(job, methods[name], words, arguments.repeats)
+            np.save(out.with_suffix(".npy"), scores)
+        except Exception as error:
+            traceback.print_exc()
+            lines = str(error).strip().splitlines() or [""]
+            facts = {"failed": f"{type(error).__name__}: {lines[0]}"[:300]}
+        out.with_suffix(".json").write_text(json.dumps(facts))

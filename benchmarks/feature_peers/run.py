@@ -13,6 +13,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -86,6 +88,8 @@ LDS = (
     Side("ours, inner products, random basis", None, "ours", "features:random:2240"),
     Side("bergson, p = 8", "bergson", "bergson", "projected:8:frozen"),
     Side("bergson, p = 16", "bergson", "bergson", "projected:16:frozen"),
+    Side("bergson, `ekfac`", "bergson", "bergson", "pipeline:ekfac"),
+    Side("bergson, `trackstar` (p = 16)", "bergson", "bergson", "pipeline:trackstar"),
     Side("dattri, LoGra, inner products", "dattri", "dattri", "pairwise:logra:64:Identity"),
     Side("dattri, LoGra, inner products", "dattri", "dattri", "pairwise:logra:256:Identity"),
     Side("dattri, LoGra, empirical Fisher (the default)", "dattri", "dattri", "pairwise:logra:64:eFIM"),
@@ -115,6 +119,9 @@ LABELS = (
 )
 
 
+Found = tuple[Side, np.ndarray | None, dict[str, Any]]
+
+
 class Runner:
     """Runs sides on a job, and remembers."""
 
@@ -129,31 +136,49 @@ class Runner:
             self.pythons[environment] = install(self.environments, environment)
         return str(self.pythons[environment])
 
-    def run(self, side: Side, job: Path, repeats: int = 1) -> tuple[np.ndarray | None, dict[str, Any]]:
-        """Scores of a side and its figures; ``failed`` in the place of figures where it did."""
-        out = job / side.method.join((f"{side.driver}-", "")).replace(":", "-").replace("=", "-")
-        figures, scores = out.with_name(out.name + ".json"), out.with_name(out.name + ".npy")
-        if not figures.exists():
-            command = [self.python(side.environment), str(HERE / f"{side.driver}_driver.py")]
-            command += ["--job", str(job), "--method", side.method, "--out", str(figures)]
-            command += ["--repeats", str(side.repeats or repeats)]
-            if side.rows:
-                command += ["--rows", str(side.rows), "--queries", str(side.rows)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-            log = out.with_name(out.name + ".log")
-            with log.open("w") as stream:
-                try:
-                    done = subprocess.run(
-                        command, stdout=stream, stderr=stream, timeout=self.timeout, check=False, env=environment
-                    )
-                    reason = f"ended with code {done.returncode}" if done.returncode else ""
-                except subprocess.TimeoutExpired:
-                    reason = f"took more than {self.timeout} s"
-            if reason:
-                figures.write_text(json.dumps({"failed": reason}))
-            shown = {name: value for name, value in json.loads(figures.read_text()).items() if value}
-            print(f"{job.name} {side.name}: {shown}", file=sys.stderr, flush=True)
-        return np.load(scores) if scores.exists() else None, json.loads(figures.read_text())
+    def run(self, sides: Sequence[Side], job: Path, repeats: int = 1, together: bool = False) -> Iterator[Found]:
+        """Scores and figures of each side, ``failed`` in the place of figures where it did. ``together``: sides of one driver
+        share a process, which is loaded once; the peak memory is then of all of them."""
+        left = [side for side in sides if not self.figures(side, job).exists()]
+        for _, group in groupby(sorted(left, key=lambda side: side.driver), key=lambda side: side.driver):
+            members = list(group)
+            for part in [members] if together else [[one] for one in members]:
+                self.start(part, job, repeats)
+            for side in members:
+                shown = {name: value for name, value in self.read(side, job)[1].items() if value}
+                print(f"{job.name} {side.name} {side.method}: {shown}", file=sys.stderr, flush=True)
+        for side in sides:
+            yield side, *self.read(side, job)
+
+    def start(self, sides: Sequence[Side], job: Path, repeats: int) -> None:
+        """A process for sides of one driver."""
+        first = sides[0]
+        outs = [self.figures(side, job) for side in sides]
+        command = [self.python(first.environment), str(HERE / f"{first.driver}_driver.py"), "--job", str(job)]
+        command += ["--method", *(side.method for side in sides), "--out", *map(str, outs)]
+        command += ["--repeats", str(first.repeats or repeats)]
+        if first.rows:
+            command += ["--rows", str(first.rows), "--queries", str(first.rows)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with outs[0].with_suffix(".log").open("w") as stream:
+            try:
+                done = subprocess.run(
+                    command, stdout=stream, stderr=stream, timeout=self.timeout, check=False, env=environment
+                )
+                reason = f"ended with code {done.returncode}"
+            except subprocess.TimeoutExpired:
+                reason = f"took more than {self.timeout} s"
+        for out in outs:
+            if not out.exists():
+                out.write_text(json.dumps({"failed": reason}))
+
+    def figures(self, side: Side, job: Path) -> Path:
+        return job / f"{side.driver}-{side.method}.json".replace(":", "-").replace("=", "-")
+
+    def read(self, side: Side, job: Path) -> tuple[np.ndarray | None, dict[str, Any]]:
+        place = self.figures(side, job)
+        scores = place.with_suffix(".npy")
+        return np.load(scores) if scores.exists() else None, json.loads(place.read_text())
 
 
 def save_job(folder: Path, model: Any, pool: Any, queries: Any, batch: int, **facts: Any) -> None:
@@ -193,12 +218,11 @@ def speed(runner: Runner, results: Results, shape: tuple[int, int, int], repeats
     rows, queries, steps = shape
     job = speed_job(runner.work, rows, queries, steps)
     reference = next(side for side in SPEED if side.name == REFERENCE)
-    wanted, facts = runner.run(reference, job, repeats)
+    ((_, wanted, facts),) = runner.run([reference], job, repeats)
     if wanted is None:
         sys.exit(f"the reference failed: {facts['failed']}")
     lines, failed = [], []
-    for side in sides:
-        scores, figures = runner.run(side, job, repeats)
+    for side, scores, figures in runner.run(sides, job, repeats):
         if scores is None:
             lines.append([side.name, *[None] * 9])
             failed.append(f"{side.name} failed: {figures['failed']}")
@@ -272,6 +296,7 @@ def lds_job(work: Path, data: Path, model: Path) -> tuple[Path, Any]:
             for side in sides
         ]
         save_job(job, transformers.AutoModelForCausalLM.from_pretrained(last), *rows, 32)
+        tokenizer.save_pretrained(job / "model")  # bergson's commands ask for one
     return job, measured
 
 
@@ -279,8 +304,7 @@ def datamodeling(runner: Runner, results: Results, data: Path, model: Path, side
     """Linear datamodeling scores."""
     job, measured = lds_job(runner.work, data, model)
     lines, failed = [], []
-    for side in sides:
-        scores, figures = runner.run(side, job)
+    for side, scores, figures in runner.run(sides, job, together=True):
         if scores is None:
             failed.append(f"{side.name} failed: {figures['failed']}")
             lines.append([side.name, *[None] * 4])
@@ -350,8 +374,7 @@ def labels(runner: Runner, results: Results, data: Path, name: str, seeds: int, 
     for seed in range(seeds):
         job = labels_job(runner.work, data, name, seed)
         flipped = np.array(json.loads((job / "job.json").read_text())["flipped"])
-        for side in sides:
-            scores, figures = runner.run(side, job)
+        for side, scores, figures in runner.run(sides, job, together=True):
             if scores is None:
                 failed.add(f"{side.name} failed: {figures['failed']}")
                 continue

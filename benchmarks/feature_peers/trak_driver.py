@@ -17,8 +17,9 @@ class LogLikelihood(AbstractModelOutput):
         self.job = job
 
     def get_output(self, model: torch.nn.Module, weights: Batch, buffers: Batch, *row: torch.Tensor) -> torch.Tensor:
-        ids, mask, labels = (part.unsqueeze(0) for part in row)
-        out = torch.func.functional_call(model, (weights, buffers), (), {"input_ids": ids, "attention_mask": mask})
+        # No mask: transformers looks at its values, which vmap forbids. Padding follows the tokens of a causal model.
+        ids, labels = (part.unsqueeze(0) for part in row)
+        out = torch.func.functional_call(model, (weights, buffers), (), {"input_ids": ids})
         return -self.job.loss_of(out.logits, labels)
 
     def get_out_to_loss_grad(
@@ -35,7 +36,7 @@ def trak(job: Job, clock: Clock, floats: str) -> tuple[torch.Tensor, int]:
     def batches(side: str) -> list[list[torch.Tensor]]:
         rows = job.rows(side, job.width)
         return [
-            [torch.stack([row[key] for row in rows[start : start + 32]]) for key in rows[0]]
+            [torch.stack([row[key] for row in rows[start : start + 32]]) for key in ("input_ids", "labels")]
             for start in range(0, len(rows), 32)
         ]
 

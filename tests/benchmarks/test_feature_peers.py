@@ -95,7 +95,9 @@ def test_our_features_keep_the_floats_they_say(modules: Any, job: Path) -> None:
 def test_a_process_that_fails_is_a_row_with_the_reason(modules: Any, job: Path) -> None:
     run = modules["run"]
     runner = run.Runner(None, job.parent, timeout=600)
-    scores, figures = runner.run(run.Side("none", None, "bare", "dense:many"), job)
+    sides = [run.Side("none", None, "bare", "dense:many"), run.Side("bare", None, "bare", "exact")]
+    (_, scores, figures), (_, exact, _) = runner.run(sides, job, together=True)
+    assert exact.shape == (8, 4)
     assert scores is None
     assert figures["failed"].startswith("ValueError: invalid literal")
     kept = json.loads((job / "bare-dense-many.json").read_text())
