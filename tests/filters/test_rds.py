@@ -261,3 +261,11 @@ def test_a_column_of_vectors_gives_the_scores_of_the_model(folder):
 def test_a_column_of_vectors_that_is_none(options, error, message):
     with pytest.raises(error, match=message):
         get_filter("rds", **options).fit(DATA, TARGET)
+
+
+def test_a_model_that_cannot_be_loaded_says_that_a_folder_will_do():
+    rows = Dataset.from_dict({"text": ["a", "b"]})
+    with pytest.raises(
+        OptionError, match=r"rds: cannot load model='nobody/nothing': .*; without the network give model= a"
+    ):
+        select(rows, "rds", target=rows, k=1, model="nobody/nothing")
