@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH_INDEX ?=
 WORKERS ?= 2
+TESTS ?=
+PIP_AUDIT ?= 2.10.1
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo examples example-images example-ray test test-slow test-processes test-install test-bridges lint format bench clean
+.PHONY: demo examples example-images example-ray test test-slow test-processes test-faults test-install test-bridges test-oldest test-newest coverage audit lint format bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/hfdataopt demo
@@ -42,12 +44,30 @@ test-slow: $(VENV)/.test-installed
 test-processes: $(VENV)/.test-installed
 	$(BIN)/python -m pytest tests/processes tests/attribution/test_processes.py -m "slow or not slow" --timeout 3600
 
+# 200 kills at random points, and disks that fail, with a table: minutes on two free cores. `make test` has a few of them.
+test-faults: $(VENV)/.test-installed
+	$(BIN)/python -m tests.faults.campaign --kills 200 --seed 0
+
 test-install: $(VENV)/.test-installed
 	$(BIN)/python tests/install/wheel_smoke.py
 
 # Environments of their own for packages that would disturb this one.
 test-bridges: $(VENV)/.test-installed
 	$(BIN)/python tests/bridges/run.py build/bridges
+
+# The oldest and the newest versions that are allowed; TESTS=<files> runs some of the tests.
+test-oldest test-newest:
+	$(PYTHON) tests/install/bounds.py $(@:test-%=%) build/bounds $(TESTS)
+
+coverage: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered $(TESTS)
+
+# What is installed here against the database of known vulnerabilities; without a connection to it, this fails.
+audit: $(VENV)/.test-installed
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==$(PIP_AUDIT)
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > build/audit/installed.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r build/audit/installed.txt
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

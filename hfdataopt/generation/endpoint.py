@@ -73,6 +73,8 @@ class EndpointGenerator(Generator):
         extra: more fields of the request; None leaves one out, for example ``{"seed": None}``.
         chat: a text prompt is sent as one message of the user. False = it is continued as it is (``/completions``).
         attempts: requests sent so far, those that were tried again among them.
+        unanswered: those tried again after no whole answer had come (a timeout, a connection that broke): the server may have
+            worked on them, and may charge for them.
     """
 
     name: ClassVar[str] = "endpoint"
@@ -90,6 +92,7 @@ class EndpointGenerator(Generator):
     extra: dict[str, Any] | None = field(default=None, kw_only=True)
     chat: bool = field(default=True, kw_only=True)
     attempts: int = field(default=0, init=False, repr=False, compare=False)
+    unanswered: int = field(default=0, init=False, repr=False, compare=False)
     _waited: bool = field(default=False, init=False, repr=False, compare=False)  # whether that was said
     _answered: bool = field(default=False, init=False, repr=False, compare=False)  # whether a request ever was
 
@@ -265,6 +268,7 @@ class EndpointGenerator(Generator):
                 return await asyncio.wait_for(self._ask(client, session, prompt, number), self.timeout)
             except Exception as error:
                 again, asked = _again(error)
+                reached = _status(error) is None and not _not_connected(error)
                 cause = self._in_words(error)
                 if attempt == self.retries or not again or stop.is_set():
                     tries = f" (tried {attempt + 1} times)" if attempt else ""
@@ -284,6 +288,7 @@ class EndpointGenerator(Generator):
                 raise _FinalError(f"{cause} (tried {attempt + 1} times)")
             if allowed is not None and not allowed(0.0):  # the wait may have taken longer
                 raise _NotAllowed
+            self.unanswered += reached
         raise AssertionError("unreachable")
 
     async def _ask(self, client: Any, session: Any, prompt: Any, number: int) -> Completion:
@@ -365,6 +370,11 @@ def request_seed(seed: int, key: RowId, sample: int) -> int:
 
 def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _not_connected(error: BaseException) -> bool:
+    """Whether the request was never sent, since there was no connection."""
+    return any(kind.__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout") for kind in type(error).__mro__)
 
 
 def _again(error: BaseException) -> tuple[bool, float]:

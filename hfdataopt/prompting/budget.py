@@ -49,8 +49,8 @@ class Budget:
     """Limits, None = none. Nothing is sent that could go over one.
 
     Tokens and money of a request are known only when its answer is there, so each reserves its most (prompt and
-    ``max_new_tokens``) while it is under way. A request whose answer a killed run never saw is sent again and counted as
-    ``uncertain`` beside the budget.
+    ``max_new_tokens``) while it is under way. A request without a whole answer (the run was killed, the connection broke)
+    is sent again and counted as ``uncertain`` beside the budget.
 
     Attributes:
         kept: requests per role that are set aside for the end of a search.

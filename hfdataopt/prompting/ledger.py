@@ -8,6 +8,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,15 @@ from hfdataopt.files import JsonLines, no_link
 FILE = "ledger.jsonl"
 OF_A_SEARCH = (FILE, "result.json", "prompt.json", "prompts", "images")
 VERSION = 1
+# Kind of line -> what is read of it, and its type.
+_READ: dict[str, tuple[str, Any]] = {
+    "search": ("settings", dict),
+    "request": ("key", str),
+    "answer": ("key", str),
+    "unanswered": ("requests", int),
+    "seconds": ("seconds", int | float),
+    "event": ("kind", str),
+}
 
 
 def key_of(*parts: Any) -> str:
@@ -38,7 +48,7 @@ class Ledger:
         self.folder = folder
         self.answers: dict[str, dict[str, Any]] = {}
         self.sent: set[str] = set()  # requests without an answer
-        self.uncertain = 0  # requests that were sent again, for an earlier run ended before their answer
+        self.uncertain = 0  # requests that were sent again, since no whole answer to them had come
         self.seconds = 0.0
         self.events: list[dict[str, Any]] = []  # of judges that answer in an order of their own
         self.kept = 0
@@ -81,8 +91,8 @@ class Ledger:
         assert self._lines is not None
         settings = json.loads(json.dumps({"version": VERSION, **settings}, default=str))
         found = None
-        for line in self._lines.read():
-            kind = line.get("kind")
+        for line in filter(_is_ours, self._lines.read()):
+            kind = line["kind"]
             if kind == "search":
                 found = line["settings"]
             elif kind == "request":
@@ -91,6 +101,8 @@ class Ledger:
                 self.answers[line["key"]] = line
                 self.sent.discard(line["key"])
                 self.seconds = max(self.seconds, line.get("seconds", 0.0))  # a killed run tells no end
+            elif kind == "unanswered":
+                self.uncertain += line["requests"]
             elif kind == "seconds":
                 self.seconds = line["seconds"]
             elif kind == "event":
@@ -124,6 +136,12 @@ class Ledger:
         self._sent(key)
         if self._lines is not None:
             self._lines.append({"kind": "request", "key": key, "role": role, "content": content})
+
+    def unanswered(self, requests: int) -> None:
+        """Note requests that got no whole answer and were sent again."""
+        self.uncertain += requests
+        if self._lines is not None:
+            self._lines.append({"kind": "unanswered", "requests": requests})
 
     def answer(self, key: str, role: str, **content: Any) -> dict[str, Any]:
         """Note an answer; returns the line."""
@@ -161,6 +179,14 @@ class Ledger:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _is_ours(line: dict[str, Any]) -> bool:
+    """Whether a line has what is read of its kind; a line that somebody else wrote is passed over."""
+    name, kind = _READ.get(line["kind"], ("", object)) if isinstance(line.get("kind"), str) else ("", object)
+    value, seconds = line.get(name), line.get("seconds", 0.0)
+    good = isinstance(value, kind) and not isinstance(value, bool) and (kind is not int or value >= 0)
+    return bool(name) and good and isinstance(seconds, int | float) and 0 <= seconds < math.inf
 
 
 def _vector(text: str) -> np.ndarray:

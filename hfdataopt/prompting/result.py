@@ -58,7 +58,7 @@ class PromptResult:
             interval: Wilson's, with ties (0.5) Student's t cut to [0, 1].
         trials, votes: everything that was tried, in order.
         history: per step ``step, calls, judge_calls, tokens, score, best_score``.
-        spent: calls, tokens, money; ``uncertain`` requests of killed runs were sent twice.
+        spent: calls, tokens, money; ``uncertain`` requests were sent again after no whole answer had come.
         prices: per million prompt and completion tokens, by role, as in ``PromptConfig``.
         had_start: whether there was a prompt of before, ``PromptConfig.start``.
     """

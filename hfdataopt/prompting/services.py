@@ -114,7 +114,7 @@ class Requests:
             self.budget.release(role, *bounds.pop(index))
             self.count(role, keys[index], each)
 
-        left = list(range(len(keys)))
+        left, tried = list(range(len(keys))), getattr(generator, "unanswered", 0)
         while left:
             before = len(left)
             try:
@@ -140,6 +140,11 @@ class Requests:
                 for bound in bounds.values():
                     self.budget.release(role, *bound)
                 bounds.clear()
+                again = getattr(generator, "unanswered", 0) - tried
+                if again:
+                    tried += again
+                    self.ledger.unanswered(again)
+                    self.budget.spent.uncertain = self.ledger.uncertain
         lost = [key for key in keys if key not in self.ledger.answers]
         if lost:
             raise GenerationError(

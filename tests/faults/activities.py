@@ -63,7 +63,9 @@ class Activity:
         work: all of it, in the folder; what it tells shows which pieces were begun (``made``) and are on disk (``kept``).
         outcome: what must be the same as without a fault.
         check: what the runs show, beyond the pieces that were told.
+        prepare: makes what is worked on, beside the folder.
         killed: looks at the folder after a kill; raises where it holds what it must not.
+        taken_up: whether what is in the folder is read again. ours: the part of it that is not another package's.
         beside: what goes on in other processes meanwhile.
         kinds: of kill points.
     """
@@ -73,9 +75,12 @@ class Activity:
     work: Callable[[Path, Tell], None]
     outcome: Callable[[Path], Any]
     check: Callable[[Path, list[Told], list[Told]], Found] | None = None
+    prepare: Callable[[Path], None] | None = None
     killed: Callable[[Path, Any], None] | None = None
     beside: Callable[[Path], Any] | None = None
     kinds: tuple[str, ...] = ("time", "event", "byte")
+    taken_up: bool = True
+    ours: Callable[[Path], Path] = lambda folder: folder
 
     def found(self, folder: Path, runs: list[Told], whole: list[Told]) -> Found:
         found = Found() if self.check is None else self.check(folder, runs, whole)
@@ -205,35 +210,38 @@ def trained(folder: Path, tell: Tell) -> None:
     assert callback.scores is not None
 
 
+def model_and_rows(folder: Path) -> None:
+    tiny.bert().save_pretrained(folder.parent / "model")
+    tiny.tokenizer().save_pretrained(folder.parent / "model")
+    for name, rows in zip(("pool", "queries"), data("texts"), strict=True):
+        rows.to_json(folder.parent / f"{name}.jsonl")
+
+
 def scored_by_command(folder: Path, tell: Tell) -> None:
     tell_shards(tell)
-    rows, queries = (folder.parent / f"{folder.name}-{name}.jsonl" for name in ("pool", "queries"))
-    model = folder.parent / f"{folder.name}-model"
-    if not (model / "tokenizer.json").exists():
-        tiny.bert().save_pretrained(model)
-        tiny.tokenizer().save_pretrained(model)
-    for file, rows_ in zip((rows, queries), data("texts"), strict=True):
-        if not file.exists():
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows_))
-    words = ["--model", str(model), "--pool", str(rows), "--queries", str(queries), "--output_dir", str(folder)]
+    datasets.config.HF_DATASETS_CACHE = folder.parent / "cache"
+    beside = [str(folder.parent / name) for name in ("model", "pool.jsonl", "queries.jsonl")]
+    words = ["--model", beside[0], "--pool", beside[1], "--queries", beside[2], "--output_dir", str(folder)]
     command("score", "--scorer", "tracin", "--floats_per_row", "64", *words, *WORDS)
 
 
 # -- selection
 
 
+def many_rows(folder: Path) -> None:
+    folder.mkdir()
+    Dataset.from_list(many()).to_json(folder.parent / "rows.jsonl")
+
+
 def selected(suffix: str) -> Callable[[Path, Tell], None]:
     """``hfdataopt select`` as somebody runs it again: what is there already is taken as done."""
 
     def work(folder: Path, tell: Tell) -> None:
-        rows = folder.parent / f"{folder.name}-rows.jsonl"
-        if not rows.exists():
-            rows.write_text("".join(json.dumps({"text": f"{row['text']} {i}"}) + "\n" for i, row in enumerate(many())))
-        folder.mkdir(exist_ok=True)
+        rows = folder.parent / "rows.jsonl"
         output, summary = folder / f"kept{suffix}", folder / "summary.json"
         words = ["--dataset", str(rows), "--output", str(output), "--fraction", "0.5", "--summary", str(summary)]
         again = ["--overwrite"] if output.exists() else []
-        datasets.config.HF_DATASETS_CACHE = folder.parent / f"{folder.name}-cache"  # which is killed too
+        datasets.config.HF_DATASETS_CACHE = folder.parent / "cache"  # which is killed too
         if not (output.exists() and summary.exists()):
             command("select", "--filter", "length", *words, *again, "--quiet")
 
@@ -242,7 +250,7 @@ def selected(suffix: str) -> Callable[[Path, Tell], None]:
 
 @functools.cache
 def many() -> Any:
-    return list(tiny.texts(400))
+    return [{"text": f"{row['text']} {number}"} for number, row in enumerate(tiny.texts(300))]
 
 
 def rows_of(path: Path) -> Any:
@@ -405,7 +413,12 @@ def word_for(pair: dict[str, Any]) -> str:
     prompt, sides = pair["prompt"][-1]["text"], [turns[-1]["text"] for turns in pair["answers"]]
     if digit_of([prompt, sorted(sides)]) < 2:
         return "tie"
-    return "left" if digit_of([prompt, sides[0]]) * 10 + digit_of(sides[0]) > digit_of([prompt, sides[1]]) * 10 + digit_of(sides[1]) else "right"
+    return (
+        "left"
+        if digit_of([prompt, sides[0]]) * 10 + digit_of(sides[0])
+        > digit_of([prompt, sides[1]]) * 10 + digit_of(sides[1])
+        else "right"
+    )
 
 
 @contextmanager
@@ -502,20 +515,34 @@ ACTIVITIES = [
     Activity("attribute: tracin", "scoring", scored("tracin", floats_per_row=300), saved_scores),
     Activity("attribute: freeshap", "scoring", scored("freeshap", permutations=4, floats_per_row=300), saved_scores),
     Activity("attribute: nice", "scoring", scored_by_policy, saved_scores),
-    Activity("callback: tracin", "scoring", trained, lambda folder: saved_scores(folder / "attribution" / "tracin")),
-    Activity("hfdataopt score", "scoring", scored_by_command, saved_scores),
+    Activity(
+        "callback: tracin",
+        *("scoring", trained, lambda folder: saved_scores(folder / "attribution" / "tracin")),
+        ours=lambda folder: folder / "attribution",
+    ),
+    Activity("hfdataopt score", "scoring", scored_by_command, saved_scores, prepare=model_and_rows),
     *(
-        Activity(f"hfdataopt select: {suffix or 'folder'}", "selection", selected(suffix), selection(suffix), killed=none_or_whole(suffix))
+        Activity(
+            f"hfdataopt select: {suffix or 'folder'}",
+            *("selection", selected(suffix), selection(suffix)),
+            prepare=many_rows,
+            killed=none_or_whole(suffix),
+            taken_up=False,
+        )
         for suffix in (".jsonl", ".csv", ".parquet", "")
     ),
-    Activity("Scores.save", "selection", scores_saved, saved_scores, killed=old_new_or_said),
+    Activity("Scores.save", "selection", scores_saved, saved_scores, killed=old_new_or_said, taken_up=False),
     Activity("search: rewards", "search", with_rewards, search_result, calls),
     Activity("search: ape", "search", with_proposals, search_result, calls),
     Activity("search: simulated user", "judging", with_a_simulated_user, search_result, calls),
     Activity("search: model as judge", "judging", with_a_model_as_judge, search_result, calls),
     Activity("page: pairs", "judging", judged, kept_votes, votes, beside=people),
     Activity(
-        "page: search", "judging", judged_in_a_search, search_result, searched_votes,
+        "page: search",
+        "judging",
+        judged_in_a_search,
+        search_result,
+        searched_votes,
         beside=lambda folder: people(folder, 1, undo=False),
     ),
 ]

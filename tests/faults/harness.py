@@ -57,6 +57,7 @@ class Told:
     events: int = 0
     where: str = ""
     seconds: float = 0.0
+    modules: list[str] = field(default_factory=list)
 
     @property
     def ended(self) -> bool:
@@ -110,6 +111,8 @@ def run(work: Work, folder: Path, fault: Fault = Fault()) -> Told:
         document = json.loads(line)
         if document[0] == "events":
             told.events, told.where = document[1:]
+        elif document[0] == "module":
+            told.modules.append(document[1])
         elif document[0] == "error":
             shown = printed.decode(errors="replace")[-1000:]
             told.error, told.kinds = f"{document[1]}it printed: {shown}", tuple(document[2])
@@ -141,14 +144,21 @@ def _child(work: Work, folder: Path, fault: Fault, say: int, put: int) -> None:
                 tell("events", count, f"{what} {os.path.basename(os.fsdecode(path))}")
                 os.kill(os.getpid(), signal.SIGKILL)
 
+        before = set(sys.modules)
         _watch(str(folder), changed)
         try:
             with _failing(fault):
                 work(folder, tell)
             tell("events", count, "")
+            for name in sys.modules.keys() - before if fault.kind == "none" else ():
+                tell("module", name)
             code = 0
         except BaseException as error:
-            tell("error", "".join(traceback.format_exception(error))[-3000:], [one.__name__ for one in type(error).__mro__])
+            tell(
+                "error",
+                "".join(traceback.format_exception(error))[-3000:],
+                [one.__name__ for one in type(error).__mro__],
+            )
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
