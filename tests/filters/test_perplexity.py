@@ -221,9 +221,8 @@ def test_messages_need_a_chat_template(folder):
     data = Dataset.from_dict(
         {"messages": [[{"role": "user", "content": "it"}, {"role": "assistant", "content": "was"}]]}
     )
-    f = get_filter("perplexity", model=folder).fit(data)
     with pytest.raises(DataError, match="the tokenizer has no chat template"):
-        f(data[:])
+        get_filter("perplexity", model=folder).fit(data)
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the model ../shared/models/stories260K is not here")

@@ -143,7 +143,7 @@ def test_summaries_and_their_overlap(call, tmp_path):
             "give exactly one of --fraction, --k, --threshold, --quantile; got fraction, k",
         ),
         (("--filter", "length", "--rule", "top"), "got none"),
-        (("--filter", "length", "--k", 100), "k=100 must be a whole number from 1 to 60"),
+        (("--filter", "length", "--k", 100), "--k 100 must be a whole number from 1 to 60"),
         (("--filter", "length", "--k", 3, "--temperature", 2), "--temperature goes with --rule sample"),
         (("--filter", "length", "--rule", "sample", "--threshold", 3), "--threshold goes without --rule"),
         (("--filter", "length", "--rule", "balance", "--k", 3), "--rule balance needs --balance_by COLUMN"),
