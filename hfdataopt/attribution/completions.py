@@ -170,8 +170,12 @@ def reward_completions(
 
     view.processes.together(work)
     bar.close()
-    if metrics:  # what the functions logged, of this process's share
-        view.facts["reward_metrics"] = {name: float(np.mean(values)) for name, values in metrics.items()}
+    logged: dict[str, list[float]] = {}
+    for share in view.processes.gather(metrics):
+        for name, values in share.items():
+            logged.setdefault(name, []).extend(values)
+    if logged:
+        view.facts["reward_metrics"] = {name: float(np.mean(values)) for name, values in logged.items()}
     if view.processes.count > 1:
         found = {line["query"]: line["rewards"] for line in lines.read()}
     return [
