@@ -23,7 +23,7 @@ import torch.distributed as dist
 from hfdataopt.errors import HfDataOptError, StoreError, first_line
 from hfdataopt.files import write_whole
 
-PATIENCE = timedelta(days=30)
+PATIENCE = timedelta(days=3)  # a machine that vanishes without closing its connections, where no launcher watches
 _GROUPS: dict[Any, Any] = {}  # by the training's group; a training after another one may have a new one
 
 
