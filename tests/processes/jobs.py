@@ -24,7 +24,15 @@ from hfdataopt.testing import tiny
 
 POOL, QUERIES, BATCH, FEW = 13, 5, 3, 5  # neither is divided by the other, nor by two
 QUICK: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-2, "train_batch_size": 4}
-REWARDED: dict[str, Any] = {"reward_funcs": tiny.good_words, "samples": 3, "max_new_tokens": 4}
+
+
+def logging_words(completion_ids: Any, log_metric: Any = None, **_: Any) -> list[float]:
+    """A reward that logs something which differs from call to call."""
+    log_metric("tokens", float(np.mean([len(ids) for ids in completion_ids])))
+    return tiny.good_words(completion_ids)
+
+
+REWARDED: dict[str, Any] = {"reward_funcs": logging_words, "samples": 3, "max_new_tokens": 4}
 # Every way of computing that a scorer has, by the name of its results.
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "cv-confidence": ("cv-confidence", {"folds": 3}),
@@ -38,16 +46,16 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "influence-lissa": ("influence", {"solver": "lissa", "iterations": 8, "per_query": False}),
     "knn-shapley": ("knn-shapley", {}),
     "label-consistency": ("label-consistency", {}),
-    "less": ("less", {"precondition": "auto", "floats_per_row": 300}),
+    "less": ("less", {"precondition": "none", "floats_per_row": 300}),
     "less-adam": ("less", {"precondition": "less", "floats_per_row": 300}),
     "loo": ("loo", {}),
     "loo-retraining": ("loo-retraining", QUICK),
     "loss": ("loss", {}),
-    "nice": ("nice", {**REWARDED, "floats_per_row": 300, "precondition": "auto"}),
-    "nice-exact": ("nice", {**REWARDED, "basis": "exact", "precondition": "auto"}),
+    "nice": ("nice", {**REWARDED, "floats_per_row": 300, "precondition": "none"}),
+    "nice-exact": ("nice", {**REWARDED, "basis": "exact", "precondition": "none"}),
     "nice-amc": (
         "nice-amc",
-        {"reward_funcs": tiny.good_words, "column": "completion", "floats_per_row": 300, "precondition": "auto"},
+        {"reward_funcs": tiny.good_words, "column": "completion", "floats_per_row": 300, "precondition": "none"},
     ),
     "nice-if": ("nice-if", {**REWARDED, "solver": "ekfac", "basis": "eigen", "floats_per_row": 300}),
     "random": ("random", {}),
@@ -89,7 +97,9 @@ def keep(scores: Scores, folder: Path, name: str) -> None:
     """What this process has, to be compared by the test."""
     parts = {"values": scores.values, "matrix": scores.matrix, "errors": scores.standard_errors}
     found = {part: value for part, value in parts.items() if value is not None}
-    np.savez(folder / f"{name}.{Processes.current().index}.npz", **found)
+    index = Processes.current().index
+    np.savez(folder / f"{name}.{index}.npz", **found)
+    (folder / f"{name}.{index}.json").write_text(json.dumps(scores.metadata, sort_keys=True))
 
 
 def score(folder: Path, ways: list[str], kept: bool | str) -> None:

@@ -30,6 +30,8 @@ def difference(folder: Path, way: str, expected: Scores) -> float:
     """The largest difference of both processes' numbers from those of one process, relative to the largest of them."""
     found = 0.0
     parts = {"values": expected.values, "matrix": expected.matrix, "errors": expected.standard_errors}
+    told = [(folder / f"{way}.{index}.json").read_text() for index in (0, 1)]
+    assert told[0] == told[1]
     for index in (0, 1):
         with np.load(folder / f"{way}.{index}.npz") as kept:
             assert set(kept) == {part for part, value in parts.items() if value is not None}
@@ -58,6 +60,7 @@ def test_attribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.completions, "QUERIES_AT_ONCE", 2)
     pair.run(jobs.score, tmp_path, QUICK, True)
     check(tmp_path, QUICK)
+    assert '"reward_metrics": {"tokens":' in (tmp_path / "nice.0.json").read_text()
     # the shards were divided: 13 rows are four shards
     (store,) = tmp_path.glob("tracin/step-*/gradients-loss-pool-*")
     assert len(list(store.glob("shard-*"))) == 4
