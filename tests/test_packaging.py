@@ -144,6 +144,15 @@ def test_required_packages_are_the_declared_ones_and_light():
     names = {normal(re.split(r"[<>=\[]", requirement)[0]) for requirement in PROJECT["dependencies"]}
     allowed = {"torch", "transformers", "datasets", "accelerate", "trl", "evaluate", "pluggy", "safetensors", "numpy"}
     allowed |= {"jinja2", "markupsafe"}  # which torch brings
+    allowed |= {
+        "huggingface-hub",
+        "pandas",
+        "pyarrow",
+        "pyyaml",
+        "regex",
+        "tokenizers",
+        "tqdm",
+    }  # transformers, datasets
     assert names == allowed
     assert PROJECT["requires-python"] == ">=3.11"
 

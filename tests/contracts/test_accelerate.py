@@ -1,4 +1,8 @@
-"""How accelerate deals rows and what a prepared loader is. Written against accelerate 1.15."""
+"""How accelerate deals rows and what a prepared loader is. Written against accelerate 1.15.
+
+What several processes do is in ``tests/processes`` and ``tests/attribution/test_processes.py``, started as
+``ACCELERATE_USE_CPU=true torchrun``. Not relied on: ``accelerate launch --cpu``, ``gather`` of differing shapes (objects are gathered).
+"""
 
 import accelerate
 import pytest

@@ -1,4 +1,7 @@
-"""What pluggy does, and why hfdataopt does not use its loader. Written against pluggy 1.7."""
+"""What pluggy does, and why hfdataopt does not use its loader. Written against pluggy 1.7.
+
+Not relied on: ``set_blocked``, ``list_plugin_distributions``, historic hooks.
+"""
 
 import types
 
@@ -128,3 +131,13 @@ def test_its_loader_lets_one_broken_plugin_stop_all(manager, installed):
     with pytest.raises(ImportError, match="broken"):
         manager.load_setuptools_entrypoints("p")
     assert manager.hook.collect(one=0, two=0) == [], WHO
+
+
+def test_properties_of_a_plugin_are_not_executed(manager):
+    class Costly(Plugin):
+        @property
+        def expensive(self):
+            raise AssertionError("executed")
+
+    manager.register(Costly(1))
+    assert manager.hook.collect(one=0, two=0) == [1], WHO

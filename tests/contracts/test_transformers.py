@@ -1,4 +1,9 @@
-"""What the Trainer tells a callback, and what it does to rows, losses and gradients. Written against transformers 5.23."""
+"""What the Trainer tells a callback, and what it does to rows, losses and gradients. Written against transformers 5.23.
+
+Not relied on: ``vmap`` over ``functional_call`` (features are read by hooks), ``loss_is_scaled_for_ga`` and ``compute_loss_func`` (losses are
+computed anew), ``_signature_columns`` (ids are read from the dataset), a callback that is given twice. What two processes see is in
+``tests/attribution/test_processes.py``.
+"""
 
 import json
 from pathlib import Path
@@ -296,3 +301,31 @@ def test_regex_comes_with_transformers():
     assert any(
         requirement.startswith("regex") and "extra" not in requirement for requirement in requires("transformers")
     )
+
+
+def test_logs_and_metrics_come_with_their_events(recorded):
+    _, recorder = recorded
+    assert "logs" in recorder.seen["on_log"][0], WHO
+    assert "metrics" in recorder.seen["on_evaluate"][0], WHO
+
+
+def test_reentrant_checkpointing_has_no_gradients_for_autograd_grad():
+    """Gradients are asked for by ``torch.autograd.grad``, and this is refused in words where it cannot be."""
+    model = llama().train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    loss = model(**padded(list(plain_texts(2)))).loss
+    with pytest.raises(RuntimeError, match=r"(?i)checkpoint"):
+        torch.autograd.grad(loss, list(model.model.layers[0].mlp.up_proj.parameters()))
+
+
+def test_parse_dict_does_not_check_types(tmp_path):
+    """So our configs check their own in ``__post_init__``."""
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Config:
+        keep: float = 0.5
+
+    (found,) = transformers.HfArgumentParser(Config).parse_dict({"keep": "abc"})
+    assert found.keep == "abc", WHO

@@ -1,5 +1,11 @@
-"""What SFTTrainer does to rows and models. Written against trl 1.16."""
+"""What SFTTrainer does to rows and models, and what TRL asks of rewards and configs. Written against trl 1.16.
 
+Reward functions are called by a real ``GRPOTrainer`` in ``tests/rewards/test_grpo.py``, and the reward loop is compared with it in
+``tests/prompting/test_trl_contract.py``. Not relied on: ``compute_loss_func`` and ``label_smoothing_factor`` of SFT, ``with_transform`` datasets,
+``trl.rewards``.
+"""
+
+import os
 import warnings
 
 import pytest
@@ -135,3 +141,32 @@ def test_the_fused_head_gives_no_logits_but_a_plain_call_does(trained):
         plain.logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], ignore_index=-100, reduction="none"
     )
     assert torch.allclose(-fused.log_probs.sum(1), losses.sum(1), atol=1e-4), WHO
+
+
+def test_rows_that_are_tokenized_are_taken_as_they_are(tmp_path):
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7], [8, 9, 10, 11]], "labels": [[-100, 6, 7], [-100, -100, 10, 11]]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = SFTTrainer(llama(), config(tmp_path), train_dataset=rows, processing_class=tokenizer(special=False))
+    assert trainer.train_dataset["input_ids"][:] == rows["input_ids"][:], WHO
+    assert trainer.train_dataset["labels"][:] == rows["labels"][:], WHO
+
+
+def test_there_are_no_judges():
+    """``TRL-compatible`` means rewards, datasets and callbacks."""
+    assert not [name for name in dir(trl) if name.endswith("Judge")], WHO
+
+
+def test_the_parser_reads_yaml_and_refuses_unknown_keys(tmp_path, monkeypatch):
+    from hfdataopt import PromptConfig
+
+    monkeypatch.delenv("FROM_YAML", raising=False)
+    file = tmp_path / "config.yaml"
+    file.write_text("env:\n  FROM_YAML: '1'\nmax_calls: 7\nitems: 3\n")
+    parser = trl.TrlParser([PromptConfig])
+    (found,) = parser.parse_args_and_config(["--config", str(file), "--items", "4"])
+    assert (found.max_calls, found.items) == (7, 4), f"the command line wins, {WHO}"
+    assert os.environ.pop("FROM_YAML") == "1", WHO
+    file.write_text("max_call: 7\n")
+    with pytest.raises(ValueError, match="max_call"):
+        trl.TrlParser([PromptConfig]).parse_args_and_config(["--config", str(file)])
