@@ -5,6 +5,7 @@ The checksums are against accidents (a bad disk, a copy that broke off), not aga
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import zlib
@@ -44,17 +45,17 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def sealed(content: bytes) -> bytes:
-    """A safetensors file with a CRC-32 of everything else in it in its header."""
+def sealed(content: bytes, of: str = "") -> bytes:
+    """A safetensors file with a CRC-32 of everything else in it in its header, and of what it belongs to."""
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), memoryview(content)[8 + length :]
-    text = json.dumps({"__metadata__": {"crc32": _crc(header, [data])}, **header}).encode()
+    text = json.dumps({"__metadata__": {"crc32": _crc(header, [of.encode(), data])}, **header}).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, data])
 
 
-def is_intact(path: Path) -> bool:
-    """Whether a file is there, and holds what :func:`sealed` made."""
+def is_intact(path: Path, of: str = "") -> bool:
+    """Whether a file is there, and holds what :func:`sealed` made, for the same purpose."""
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -62,7 +63,7 @@ def is_intact(path: Path) -> bool:
                 return False
             header = json.loads(stream.read(length))
             told = header.pop("__metadata__")["crc32"]
-            return told == _crc(header, iter(lambda: stream.read(1 << 20), b""))
+            return told == _crc(header, itertools.chain([of.encode()], iter(lambda: stream.read(1 << 20), b"")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
 
@@ -109,7 +110,7 @@ class JsonLines:
     def read(self) -> Iterator[dict[str, Any]]:
         """What is in the file; nothing where there is none."""
         for line in self.file.read_bytes().splitlines() if self.file.is_file() else ():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 document = json.loads(line)
                 if isinstance(document, dict) and document.pop("crc32", None) in (None, _crc_of_line(document)):
                     yield document

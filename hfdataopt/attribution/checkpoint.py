@@ -1,11 +1,16 @@
 """A saved checkpoint to score at: its folder, the learning rate that weighs it, and its optimizer state."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfdataopt.errors import DataError, OptionError
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,15 @@ class Checkpoint:
     def of(cls, value: Any) -> "Checkpoint":
         """A checkpoint from a path or from itself; raises if the folder is missing."""
         checkpoint = value if isinstance(value, cls) else cls(str(value))
-        if (
-            not (Path(checkpoint.path) / "config.json").is_file()
-            and not (Path(checkpoint.path) / "adapter_config.json").is_file()
-        ):
+        try:
+            there = any((Path(checkpoint.path) / name).is_file() for name in ("config.json", "adapter_config.json"))
+        except (OSError, ValueError):  # a name that no file can have
+            there = False
+        if not there:
             raise DataError(f"checkpoint {checkpoint.path!r} is not a folder with a config.json or adapter_config.json")
-        if checkpoint.learning_rate is not None and not checkpoint.learning_rate > 0:
-            raise OptionError(f"checkpoint {checkpoint.path!r}: learning_rate={checkpoint.learning_rate} must be > 0")
+        rate = checkpoint.learning_rate
+        if rate is not None and not (_is_number(rate) and 0 < rate < math.inf):
+            raise OptionError(f"checkpoint {checkpoint.path!r}: learning_rate={rate!r} must be > 0, and finite")
         return checkpoint
 
     @property
@@ -41,9 +48,19 @@ class Checkpoint:
         """The trainer's state saved beside the weights, or None where there is none."""
         file = Path(self.path) / "trainer_state.json"
         try:
-            return json.loads(file.read_text()) if file.is_file() else None
-        except (OSError, ValueError) as error:
+            found = json.loads(file.read_text()) if file.is_file() else None
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"checkpoint {self.path!r}: trainer_state.json cannot be read: {error}") from error
+        if found is None and not file.is_file():
+            return None
+        step = found.get("global_step") if isinstance(found, dict) else -1
+        history = found.get("log_history", []) if isinstance(found, dict) else None
+        known = step is None or (type(step) is int and step >= 0)
+        if not known or not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+            raise DataError(
+                f"checkpoint {self.path!r}: trainer_state.json is no state of a Trainer (global_step, log_history)"
+            )
+        return found
 
     @property
     def step(self) -> int | None:
@@ -61,9 +78,9 @@ class Checkpoint:
         logged = [
             entry["learning_rate"]
             for entry in (self.state or {}).get("log_history", [])
-            if "learning_rate" in entry and entry["step"] > since_step
+            if _is_number(entry.get("learning_rate")) and _is_number(entry.get("step")) and entry["step"] > since_step
         ]
-        if not logged or not sum(logged) > 0:
+        if not logged or not 0 < sum(logged) < math.inf:
             raise DataError(
                 f"checkpoint {self.path!r} has no logged learning rate after step {since_step} in trainer_state.json; "
                 "train with smaller logging_steps, or pass Checkpoint(path, learning_rate=...)"

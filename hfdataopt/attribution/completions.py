@@ -3,8 +3,10 @@
 Files hold one JSON line per completion, or per query for rewards; every process appends to one of its own, and all are read.
 """
 
+import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,11 +75,13 @@ def sample_completions(
     lines = _Lines(view, _folder(view, live), "completions", described)
 
     def read() -> dict[tuple[int, int], Completion]:
-        return {
-            (line["query"], line["number"]): Completion.from_json(line["completion"])
-            for line in lines.read()
-            if line["number"] < n
-        }
+        kept = {}
+        for line in lines.read():
+            position, number = line.get("query"), line.get("number")
+            if type(position) is int and type(number) is int and 0 <= number < n:
+                with contextlib.suppress(KeyError, TypeError, ValueError):  # a line of somebody else's
+                    kept[position, number] = Completion.from_json(line["completion"])
+        return kept
 
     found = read()
     # The main process looks, for all: another might already see what is being appended.
@@ -137,7 +141,18 @@ def reward_completions(
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     described = {**described, "functions": functions.names, "completions": digest}
     lines = _Lines(view, _folder(view, live), "rewards", described)
-    found = {line["query"]: line["rewards"] for line in lines.read()}
+
+    def read() -> dict[int, list[list[float | None]]]:
+        width = len(functions.names) + 1
+        return {
+            line["query"]: line["rewards"]
+            for line in lines.read()
+            if type(line.get("query")) is int
+            and 0 <= line["query"] < len(prompts)
+            and _is_table(line.get("rewards"), len(completions[line["query"]]), width)
+        }
+
+    found = read()
     missing = view.processes.broadcast([p for p in range(len(prompts)) if p not in found])
     mine = missing[view.processes.index :: view.processes.count]
     bar = view.progress("rewards", len(mine))
@@ -177,11 +192,21 @@ def reward_completions(
     if logged:
         view.facts["reward_metrics"] = {name: float(np.mean(values)) for name, values in logged.items()}
     if view.processes.count > 1:
-        found = {line["query"]: line["rewards"] for line in lines.read()}
+        found = read()
     return [
         np.array([np.nan if row[-1] is None else row[-1] for row in found[position]])
         for position in range(len(prompts))
     ]
+
+
+def _is_table(rows: Any, length: int, width: int) -> bool:
+    """Whether these are so many rows of so many numbers, None where there is none."""
+    return (
+        isinstance(rows, list)
+        and len(rows) == length
+        and all(isinstance(row, list) and len(row) == width for row in rows)
+        and all(x is None or (type(x) in (int, float) and math.isfinite(x)) for row in rows for x in row)
+    )
 
 
 def _folder(view: "Reader", live: bool) -> Path | None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hfdataopt.errors import DataError, StoreError
+from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.files import is_intact, sealed, write_whole
 
 _FORMAT = 1
@@ -41,6 +41,7 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_TORCH_DTYPES = {torch.from_numpy(np.empty(0, dtype)).dtype for dtype in _DTYPES.values()}
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -100,6 +101,8 @@ class ShardedArray:
             key = range(start, stop, step)
         places = np.asarray(key)
         if places.dtype == bool:
+            if places.shape != (len(self),):
+                raise IndexError(f"a mask of shape {list(places.shape)} does not fit {len(self)} rows")
             places = places.nonzero()[0]
         places = np.where(places < 0, places + len(self), places).astype(np.int64)
         if len(places) and (places.min() < 0 or places.max() >= len(self)):
@@ -129,6 +132,8 @@ class GradientStore:
         self.row_ids = row_ids
         self.rows_per_shard: int = manifest["rows_per_shard"]
         self._intact: set[int] = set()  # shards that were read through once, or written here
+        made_of = [manifest[key] for key in ("of", "row_ids", "rows_per_shard")]
+        self._key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def open_or_create(
@@ -147,22 +152,27 @@ class GradientStore:
         Raises ``StoreError`` naming what differs, or when the folder cannot be written.
         """
         path = Path(folder)
+        if not isinstance(rows_per_shard, int) or rows_per_shard < 1:
+            raise OptionError(f"store {path}: rows_per_shard={rows_per_shard!r} must be a whole number of at least 1")
+        if not isinstance(row_ids, int | Sequence) or isinstance(row_ids, bool | str | bytes):
+            raise DataError(f"store {path}: row ids are a list or their number; got {row_ids!r:.80}")
         ids: list[str | int] = list(range(row_ids)) if isinstance(row_ids, int) else list(row_ids)
+        if not all(isinstance(value, int | str) for value in ids):
+            raise DataError(f"store {path}: row ids are whole numbers or texts; got {ids!r:.80}")
         if len(set(ids)) != len(ids):
             raise DataError(
                 f"store {path}: {len(ids) - len(set(ids))} row ids occur more than once; ids must be unique"
             )
-        wanted: dict[str, Any] = json.loads(
-            json.dumps(
-                {
-                    "format": _FORMAT,
-                    "rows": len(ids),
-                    "rows_per_shard": rows_per_shard,
-                    "row_ids": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-                    "of": dict(manifest),
-                }
-            )
-        )
+        described = {
+            "format": _FORMAT,
+            "rows": len(ids),
+            "rows_per_shard": rows_per_shard,
+            "row_ids": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        }
+        try:
+            wanted: dict[str, Any] = json.loads(json.dumps({**described, "of": dict(manifest)}))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"store {path}: the manifest must be a dict of JSON values: {error}") from error
         if not (path / "manifest.json").exists():
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -209,15 +219,25 @@ class GradientStore:
 
         Raises ``StoreError`` when the disk is full or read-only; shards written before stay, and the next run goes on.
         """
+        if not 0 <= shard < self.shards:
+            raise StoreError(f"store {self.folder}: there is no shard {shard}; there are {self.shards}, from 0 on")
         rows = len(self.rows_of(shard))
-        tensors = {name: torch.as_tensor(array).detach().cpu().contiguous() for name, array in arrays.items()}
+        try:
+            tensors = {name: torch.as_tensor(array).detach().cpu().contiguous() for name, array in arrays.items()}
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise StoreError(f"store {self.folder}: shard {shard} got something else than numbers: {error}") from error
         for name, tensor in tensors.items():
+            if tensor.dtype not in _TORCH_DTYPES or not name or name == "__metadata__":
+                raise StoreError(
+                    f"store {self.folder}: the array {name!r} of {tensor.dtype} cannot be kept; a name and one of "
+                    f"{', '.join(sorted(str(kind).removeprefix('torch.') for kind in _TORCH_DTYPES))} can"
+                )
             if tensor.dim() < 1 or len(tensor) != rows:
                 raise StoreError(
                     f"store {self.folder}: shard {shard} has {rows} rows, but {name!r} of shape "
                     f"{list(tensor.shape)} arrived"
                 )
-        _write(self._path(shard), sealed(save(tensors)))
+        _write(self._path(shard), sealed(save(tensors), self._whose(shard)))
         self._intact.add(shard)
 
     def arrays(self) -> list[str]:
@@ -290,6 +310,10 @@ class GradientStore:
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.safetensors"
 
+    def _whose(self, shard: int) -> str:
+        """What tells a shard from the others and from those of other stores."""
+        return f"{self._key}/{shard}"
+
     def _complete(self, shard: int) -> bool:
         path = self._path(shard)
         try:
@@ -298,7 +322,7 @@ class GradientStore:
                 return False
         except (OSError, ValueError):
             return False
-        if shard not in self._intact and is_intact(path):
+        if shard not in self._intact and is_intact(path, self._whose(shard)):
             self._intact.add(shard)
         return shard in self._intact
 

@@ -47,11 +47,12 @@ class ApplyPrompt:
         changed = {}
         for column in columns:
             value = row[column]
-            if column != "prompt" and not _conversation(value) and not all(map(_conversation, value or [None])):
+            batch = isinstance(value, list) and bool(value) and all(map(_conversation, value))
+            if column != "prompt" and not _conversation(value) and not batch:
                 raise DataError(
                     f"apply_prompt: without a column 'prompt', {column!r} must hold messages; got {str(value)[:80]!r}"
                 )
-            single = value is None or isinstance(value, str) or _conversation(value)
+            single = not isinstance(value, list) or _conversation(value)
             changed[column] = self.render(value) if single else [self.render(one) for one in value]
         return changed
 
@@ -99,10 +100,15 @@ class ApplyPrompt:
         path = Path(where) / FILE if Path(where).is_dir() else Path(where)
         try:
             content = json.loads(path.read_text())
-            return cls(
-                content["instruction"], tuple(Exemplar(*one) for one in content["exemplars"]), content["version"]
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            shown = tuple(Exemplar(*one) for one in content["exemplars"])
+            if not all(
+                isinstance(text, str) for text in (content["instruction"], *(part for one in shown for part in one))
+            ):
+                raise TypeError("the instruction and the exemplars must be text")
+            if type(content["version"]) is not int:
+                raise TypeError("the version must be a whole number")
+            return cls(content["instruction"], shown, content["version"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(
                 f"ApplyPrompt: {str(path)!r} is no saved prompt: {type(error).__name__}: {error}"
             ) from error

@@ -30,6 +30,14 @@ _READ: dict[str, tuple[str, Any]] = {
     "seconds": ("seconds", int | float),
     "event": ("kind", str),
 }
+_ANSWERS: dict[str, Any] = {
+    "completion": dict,
+    "reward": int | float | None,
+    "text": str,
+    "value": int | float,
+    "vector": str,
+    "image": dict,
+}
 
 
 def key_of(*parts: Any) -> str:
@@ -186,7 +194,15 @@ def _is_ours(line: dict[str, Any]) -> bool:
     name, kind = _READ.get(line["kind"], ("", object)) if isinstance(line.get("kind"), str) else ("", object)
     value, seconds = line.get(name), line.get("seconds", 0.0)
     good = isinstance(value, kind) and not isinstance(value, bool) and (kind is not int or value >= 0)
+    good &= line.get("kind") != "answer" or _is_answer(line)
     return bool(name) and good and isinstance(seconds, int | float) and 0 <= seconds < math.inf
+
+
+def _is_answer(line: dict[str, Any]) -> bool:
+    """Whether an answer holds something that a search reads."""
+    tokens = line.get("tokens", [0, 0])
+    counted = isinstance(tokens, list) and len(tokens) == 2 and all(type(x) is int and x >= 0 for x in tokens)
+    return counted and any(name in line and isinstance(line[name], kind) for name, kind in _ANSWERS.items())
 
 
 def _vector(text: str) -> np.ndarray:

@@ -72,7 +72,7 @@ class RunFolder:
         manifest = json.loads(json.dumps({"format": FORMAT, "kind": "shapley", **manifest}))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            found = (self.path / "manifest.json").read_text() if (self.path / "manifest.json").exists() else None
+            found = (self.path / "manifest.json").read_bytes() if (self.path / "manifest.json").exists() else None
         except OSError as error:
             raise StoreError(
                 f"output_dir {self.path} cannot be used: {error.strerror or error}; pass another"
@@ -82,8 +82,10 @@ class RunFolder:
             return
         try:
             theirs = json.loads(found)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{self.path / 'manifest.json'} is not JSON: {error}; pass an empty output_dir") from error
+        if not isinstance(theirs, dict):
+            raise StoreError(f"{self.path / 'manifest.json'} is not of a run; pass an empty output_dir")
         differs = sorted(key for key in manifest.keys() | theirs.keys() if manifest.get(key) != theirs.get(key))
         if differs:
             key = differs[0]

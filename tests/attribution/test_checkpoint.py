@@ -73,3 +73,35 @@ def test_a_broken_trainer_state_is_named(tmp_path):
     path = folder(tmp_path, state='{"global_step": 2')
     with pytest.raises(DataError, match=r"trainer_state\.json cannot be read"):
         _ = Checkpoint(path).step
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "[]",
+        "3",
+        '{"global_step": "many"}',
+        '{"global_step": -1}',
+        '{"log_history": {}}',
+        '{"log_history": [3]}',
+        "null",
+    ],
+)
+def test_a_state_that_is_no_trainers(tmp_path, state):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "trainer_state.json").write_text(state)
+    with pytest.raises(DataError, match="is no state of a Trainer"):
+        _ = Checkpoint.of(tmp_path).step
+
+
+@pytest.mark.parametrize("rate", ["0.1", float("inf"), float("nan"), True, 0, [1]])
+def test_a_learning_rate_that_is_no_number(tmp_path, rate):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(OptionError, match="must be > 0, and finite"):
+        Checkpoint.of(Checkpoint(str(tmp_path), rate))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "", None])
+def test_a_name_that_no_folder_has(name):
+    with pytest.raises(DataError, match="is not a folder with a config"):
+        Checkpoint.of(name)

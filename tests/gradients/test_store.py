@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,3 +254,16 @@ def test_weights_hash_sees_every_change(tools: Any) -> None:
         weight.copy_(kept)
     assert weights_hash(model) == first
     assert weights_hash(model.to(torch.bfloat16)) != first
+
+
+def test_a_shard_of_another_place_or_store_is_made_again(tmp_path):
+    def made(name, of):
+        store = GradientStore.open_or_create(tmp_path / name, {"of": of}, 4, rows_per_shard=2)
+        for shard in store.missing_shards():
+            store.write(shard, {"features": torch.full((2, 3), float(shard))})
+        return store
+
+    first, second = made("a", 1), made("b", 2)
+    for source in (first.folder / "shard-00000.safetensors", second.folder / "shard-00001.safetensors"):
+        shutil.copy(source, first.folder / "shard-00001.safetensors")
+        assert GradientStore.open(first.folder).missing_shards() == [1]

@@ -339,3 +339,29 @@ def test_a_search_that_was_never_answered_leaves_the_folder_free(tmp_path):
     assert result.spent["uncertain"] == 0
     assert lines(tmp_path, "search")[0]["settings"]["seed"] == 1
     assert len(lines(tmp_path, "search")) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"kind": "answer"},
+        {"kind": "answer", "key": "a"},
+        {"kind": "answer", "key": ["a"], "text": "x"},
+        {"kind": "answer", "key": "a", "completion": {}, "tokens": None},
+        {"kind": "answer", "key": "a", "reward": "high"},
+        {"kind": "request"},
+        {"kind": "seconds", "seconds": "long"},
+        {"kind": "seconds", "seconds": -1},
+        {"kind": "unanswered", "requests": True},
+        {"kind": "search", "settings": 3},
+        {"kind": []},
+    ],
+)
+def test_lines_of_somebody_else_are_passed_over(tmp_path, line):
+    Ledger(tmp_path, {"items": 5}).close()
+    with (tmp_path / "ledger.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    ledger = Ledger(tmp_path, {"items": 5})
+    assert (ledger.answers, ledger.sent, ledger.uncertain, ledger.seconds) == ({}, set(), 0, 0.0)
+    ledger.close()
