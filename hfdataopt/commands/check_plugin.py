@@ -50,7 +50,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         skipped = len(kept) - len(checked)
         more = f"; {skipped} need options, and are checked by name: check-plugin NAME --OPTION VALUE" if skipped else ""
         print(f"{sum(checked)} of {len(checked)} components keep all promises that could be checked{more}")
-    return 0 if checked and all(checked) and not failures else 1
+    unchecked = len(kept) == 1 and not checked  # asked for by its own name
+    return 1 if failures or unchecked or not all(checked) else 0
 
 
 def _found(name: str, kind: str | None) -> tuple[list[Component], list[Any]]:
