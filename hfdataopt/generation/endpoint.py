@@ -106,11 +106,7 @@ class EndpointGenerator(Generator):
             if not self.chat:
                 raise OptionError(f"{WHO}: chat=False needs base_url=, the URL of a server with /completions")
             return
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise OptionError(f"{WHO}: base_url must be a URL such as 'http://localhost:8000/v1'")
-        if url.username or url.password or url.query:
-            raise OptionError(f"{WHO}: base_url holds a user, a password or a query; pass the secret as api_key=")
+        check_url(self.base_url, f"{WHO}: base_url")
 
     def describe(self) -> dict[str, Any]:
         """A JSON object of everything that changes the output; no key."""
@@ -353,6 +349,15 @@ class EndpointGenerator(Generator):
     def _about_key(self) -> str:
         where = "HF_TOKEN, `hf auth login`" if self._at_hugging_face() else "OPENAI_API_KEY"
         return f"{'a' if self._key() else 'no'} key was sent; it is taken from api_key= or {where}"
+
+
+def check_url(text: str, who: str) -> None:
+    """``OptionError``, which does not repeat it, for no URL of a server, or one with a secret in it: URLs are recorded."""
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise OptionError(f"{who} must be a URL such as 'http://localhost:8000/v1'")
+    if url.username or url.password or url.query:
+        raise OptionError(f"{who} holds a user, a password or a query; pass the secret as api_key=")
 
 
 def backoff(number: int, attempt: int) -> float:

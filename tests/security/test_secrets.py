@@ -117,6 +117,9 @@ def test_a_url_with_a_key_is_refused_and_not_repeated(secret_url: str) -> None:
     with pytest.raises(OptionError) as caught:
         EndpointGenerator("m", base_url=secret_url)
     assert_clean(str(caught.value))
+    with pytest.raises(OptionError) as caught:
+        get_scorer("nice-amc", reward_funcs=exact, stronger="m", endpoint=secret_url)
+    assert_clean(str(caught.value))
     rows = Dataset.from_dict({"prompt": ["a"] * 4, "completion": ["yes"] * 4})
     config = PromptConfig(max_calls=4, items=1, base_url=secret_url)
     with pytest.raises(OptionError) as caught:
@@ -127,14 +130,14 @@ def test_a_url_with_a_key_is_refused_and_not_repeated(secret_url: str) -> None:
 def test_a_scorers_key_is_in_no_representation_and_no_record() -> None:
     from hfdataopt.attribution.run import _json_options
 
-    scorer = get_scorer("nice-amc", stronger="m", endpoint="http://127.0.0.1:1/v1", api_key=KEY)
+    scorer = get_scorer("nice-amc", reward_funcs=exact, stronger="m", endpoint="http://127.0.0.1:1/v1", api_key=KEY)
     assert_clean(repr(scorer), json.dumps(_json_options(scorer)))
 
 
 def test_traces_of_hooks_show_no_key(capsys: pytest.CaptureFixture[str]) -> None:
     host = Host()
     undo = host.trace()
-    scorer = get_scorer("nice-amc", stronger="m", endpoint="http://127.0.0.1:1/v1", api_key=KEY)
+    scorer = get_scorer("nice-amc", reward_funcs=exact, stronger="m", endpoint="http://127.0.0.1:1/v1", api_key=KEY)
     generator = EndpointGenerator("m", base_url="http://127.0.0.1:1/v1", api_key=KEY)
     host.hook.after_trial(trial=(scorer, generator))
     undo()

@@ -26,7 +26,7 @@ from hfdataopt.attribution.view import View
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.generation import Completion, Generator
 from hfdataopt.generation.column import ColumnGenerator
-from hfdataopt.generation.endpoint import EndpointGenerator
+from hfdataopt.generation.endpoint import EndpointGenerator, check_url
 from hfdataopt.generation.local import LocalGenerator
 from hfdataopt.generation.prompts import completion_ids, prompt_ids
 from hfdataopt.hookspecs import hookimpl
@@ -434,6 +434,8 @@ class NICEAMC(NICE):
             )
         if self.stronger is not None and not isinstance(self.stronger, str) and not hasattr(self.stronger, "generate"):
             raise OptionError(f"{self.name}: stronger={self.stronger!r} is neither a causal language model nor an id")
+        if self.endpoint not in (None, "huggingface"):
+            check_url(str(self.endpoint), f"{self.name}: endpoint")
         if self.endpoint is not None and not isinstance(self.stronger, str):
             raise OptionError(
                 f"{self.name}: endpoint={self.endpoint!r} needs stronger= the model's name there; got {self.stronger!r}"
