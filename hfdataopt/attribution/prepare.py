@@ -129,9 +129,12 @@ def _end_of_text(tokenizer: Any) -> str:
 def _text_of(row: dict[str, Any], name: str, side: str) -> str:
     text = row[name]
     if not isinstance(text, str):
-        who = f"row {row[ROW_ID]!r}" if ROW_ID in row else f"a row ({textwrap.shorten(str(row), 80)})"
-        raise DataError(f"the {side}: column {name!r} must hold text, but in {who} it is {text!r}")
+        raise DataError(f"the {side}: column {name!r} must hold text, but in {_row_name(row)} it is {text!r}")
     return text
+
+
+def _row_name(row: dict[str, Any]) -> str:
+    return f"row {row[ROW_ID]!r}" if ROW_ID in row else f"a row ({textwrap.shorten(str(row), 80)})"
 
 
 def _encode_completion(tokenizer: Any, limit: int | None, side: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -144,8 +147,14 @@ def _encode_completion(tokenizer: Any, limit: int | None, side: str) -> Callable
             start = tokenizer(prompt)["input_ids"]
             whole = tokenizer(prompt + completion + ("" if completion.endswith(end) else end))["input_ids"]
         else:
-            start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-            whole = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
+            try:
+                start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+                whole = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
+            except Exception as error:  # of the template, which is a program, on messages of any kind
+                raise DataError(
+                    f"the {side}: the messages of {_row_name(row)} could not be written by the tokenizer's chat template: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
         shared = next(
             (i for i, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), min(len(start), len(whole))
         )

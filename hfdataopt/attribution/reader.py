@@ -17,7 +17,7 @@ from hfdataopt.attribution.moment import Moment
 from hfdataopt.attribution.processes import Processes
 from hfdataopt.attribution.quiet import reseed
 from hfdataopt.attribution.rows import Rows
-from hfdataopt.attribution.task import Pooling, check_targets, pooled_features
+from hfdataopt.attribution.task import Pooling, check_inputs, check_targets, pooled_features
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, StoreError
 from hfdataopt.files import write_whole
@@ -122,9 +122,11 @@ class Reader:
             ids = [rows.ids[position] for position in chunk]
             # A collator that draws (a masked LM's) draws the same for the same rows, also after a restart.
             reseed(int.from_bytes(hashlib.sha256(json.dumps(ids).encode()).digest()[:7], "big"))
+            batch = rows.batch(chunk)
+            check_inputs(self.model, batch, ids, f"{self.name}: the {side}")
             moved = {
                 name: value.to(self.device) if isinstance(value, torch.Tensor) else value
-                for name, value in rows.batch(chunk).items()
+                for name, value in batch.items()
             }
             yield {**moved, "row_id": ids}
 

@@ -271,7 +271,14 @@ class Rows:
     def lengths(self) -> list[int] | None:
         """Tokens of each row, or None where rows hold no ``input_ids``."""
         tokens = self.column("input_ids")
-        return None if tokens is None else [len(row) for row in tokens]
+        if tokens is None:
+            return None
+        for row, given in zip(self.ids, tokens, strict=True):
+            if not hasattr(given, "__len__") or isinstance(given, str) or not len(given):
+                raise DataError(
+                    f"the {self.side}: input_ids of row {row!r} must be a list of token ids; got {given!r:.80}"
+                )
+        return [len(row) for row in tokens]
 
     def by_length(self, positions: Sequence[int]) -> list[int]:
         """These positions, shortest row first, so that batches hold little padding; in order where lengths are unknown."""
@@ -283,5 +290,12 @@ class Rows:
         columns = getattr(self.source, "column_names", None)
         if columns is not None:
             return as_list(self.source[name]) if name in columns else None
-        first = self.source[0]
-        return [row[name] for row in self.source] if isinstance(first, Mapping) and name in first else None
+        rows = [self.source[position] for position in range(len(self))]
+        if not isinstance(rows[0], Mapping) or name not in rows[0]:
+            return None
+        for row, given in zip(self.ids, rows, strict=True):
+            if not isinstance(given, Mapping) or name not in given:
+                raise DataError(
+                    f"the {self.side}: row {row!r} has no {name!r}, which the first row has; got {given!r:.80}"
+                )
+        return [row[name] for row in rows]

@@ -146,6 +146,47 @@ def _check_classes(labels: torch.Tensor, ids: list[Any], side: str, model: Any, 
             )
 
 
+def check_inputs(model: Any, batch: dict[str, Any], ids: list[Any], what: str) -> None:
+    """Raise where the tokens of a collated batch are none of this model's: a GPU would only tell of it much later.
+
+    Raises:
+        DataError: tokens that are no whole numbers or outside of the vocabulary, or masks and labels of another shape; with the row.
+    """
+    tokens = batch.get("input_ids")
+    inner = unpeft(model)
+    if not isinstance(tokens, torch.Tensor) or not hasattr(inner, "get_input_embeddings"):
+        return
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool or not tokens.shape[1]:
+        raise DataError(
+            f"{what}: input_ids must be token ids, whole numbers, some in each row; rows {name_rows(ids)} were collated to "
+            f"{str(tokens.dtype).removeprefix('torch.')} of shape {list(tokens.shape)}"
+        )
+    config = getattr(inner, "config", None)
+    for name, size in (
+        ("input_ids", getattr(inner.get_input_embeddings(), "num_embeddings", None)),
+        ("token_type_ids", getattr(config, "type_vocab_size", None)),
+    ):
+        values = batch.get(name)
+        if not isinstance(values, torch.Tensor) or not size or values.is_floating_point():
+            continue
+        outside = ((values < 0) | (values >= size)).reshape(len(ids), -1)
+        if outside.any():
+            row = int(outside.any(1).nonzero()[0])
+            raise DataError(
+                f"{what}: {name} of row {ids[row]!r} hold {int(values[row].reshape(-1)[outside[row]][0])}; this model knows 0 to {size - 1}"
+            )
+    single = not getattr(config, "is_encoder_decoder", False)
+    for name in ("attention_mask", "token_type_ids", *(("labels",) if single else ())):
+        values = batch.get(name)
+        if isinstance(values, torch.Tensor) and values.ndim == 2 and values.shape != tokens.shape:
+            if name == "labels" and find_task(model) == "sequence":  # several labels of a row
+                continue
+            raise DataError(
+                f"{what}: {name} of shape {list(values.shape)} arrived for input_ids of shape {list(tokens.shape)} (rows {name_rows(ids)}); "
+                "they must be as long as the tokens"
+            )
+
+
 def check_targets(model: Any, rows: Rows, who: str, batch_size: int = 64) -> None:
     """Raise where the labels of any row do not fit the loss of the model, for scorers that read losses or gradients.
 

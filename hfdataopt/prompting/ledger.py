@@ -191,7 +191,8 @@ class Ledger:
 
 def _is_ours(line: dict[str, Any]) -> bool:
     """Whether a line has what is read of its kind; a line that somebody else wrote is passed over."""
-    name, kind = _READ.get(line["kind"], ("", object)) if isinstance(line.get("kind"), str) else ("", object)
+    nothing: tuple[str, Any] = ("", object)
+    name, kind = _READ.get(line["kind"], nothing) if isinstance(line.get("kind"), str) else nothing
     value, seconds = line.get(name), line.get("seconds", 0.0)
     good = isinstance(value, kind) and not isinstance(value, bool) and (kind is not int or value >= 0)
     good &= line.get("kind") != "answer" or _is_answer(line)

@@ -311,3 +311,35 @@ def test_folds_do_not_depend_on_row_order() -> None:
     assert not torch.allclose(cross_validated_confidence(x, y, ids, seed=2), values)
     with pytest.raises(DataError, match="at least 5 rows for 5 folds; got 3"):
         cross_validated_confidence(x[:3], y[:3], ids[:3])
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"input_ids": [[2, 7], [2, 99]]}, "input_ids of row 1 hold 99; this model knows 0 to 25"),
+        ({"input_ids": [[2, 7], [-1, 3]]}, "input_ids of row 1 hold -1"),
+        ({"input_ids": [[2, 7], []]}, "input_ids of row 1 must be a list of token ids; got []"),
+        ({"input_ids": [[2, 7], None]}, "the collator collate_by_padding failed on rows [0, 1]"),
+        ({"input_ids": [[2.5, 7], [1, 2]]}, "input_ids must be token ids, whole numbers"),
+        ({"input_ids": [2, 7]}, "the collator collate_by_padding failed on rows [0, 1]"),
+        (
+            {"input_ids": [[2, 7]] * 2, "attention_mask": [[1]] * 2},
+            "attention_mask of shape [2, 1] arrived for input_ids",
+        ),
+        (
+            {"input_ids": [[2, 7]] * 2, "token_type_ids": [[0, 5]] * 2},
+            "token_type_ids of row 0 hold 5; this model knows",
+        ),
+    ],
+)
+def test_tokens_that_the_model_cannot_read_are_an_error_that_names_the_row(columns, says):
+    data = Dataset.from_dict({**columns, "label": [0, 1]})
+    with pytest.raises(DataError, match=re.escape(says)):
+        attribute(bert(), data, None, "loss")
+
+
+@pytest.mark.parametrize("labels", [[[2, 7]] * 2, [[2, 7, 8, 9, 3]] * 2])
+def test_labels_that_are_not_as_long_as_the_tokens(labels):
+    data = Dataset.from_dict({"input_ids": [[2, 7, 8]] * 2, "labels": labels})
+    with pytest.raises(DataError, match="they must be as long as the tokens"):
+        attribute(llama(), data, None, "loss")
