@@ -85,13 +85,16 @@ class ApplyPrompt:
     def save(self, folder: str | Path) -> Path:
         """Write ``prompt.json`` into the folder; returns its path."""
         path = Path(folder) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "instruction": self.instruction,
             "exemplars": [list(one) for one in self.exemplars],
             "version": self.version,
         }
-        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        except OSError as error:
+            raise StoreError(f"ApplyPrompt: {str(path)!r} cannot be written: {error}") from error
         return path
 
     @classmethod

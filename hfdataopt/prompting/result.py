@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hfdataopt.errors import DataError, MissingDependencyError, OptionError
+from hfdataopt.errors import DataError, MissingDependencyError, OptionError, StoreError
 from hfdataopt.files import write_whole
 from hfdataopt.prompting.candidate import Candidate, Trial, Vote
 from hfdataopt.versions import installed
@@ -131,8 +131,11 @@ class PromptResult:
 
     def save(self, folder: Path) -> Path:
         """Write ``result.json``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / FILE, json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / FILE, json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode())
+        except OSError as error:
+            raise StoreError(f"PromptTrainer: {str(folder / FILE)!r} cannot be written: {error}") from error
         return folder / FILE
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:

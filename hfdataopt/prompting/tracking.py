@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hfdataopt.errors import MissingDependencyError, OptionError
+from hfdataopt.errors import MissingDependencyError, OptionError, StoreError
 from hfdataopt.prompting.config import PromptConfig
 
 NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
@@ -78,8 +78,11 @@ def write_table(folder: Path, step: int, rows: list[dict[str, Any]]) -> Path:
     import pyarrow.parquet as parquet
 
     path = folder / "prompts" / f"prompts_{step:05d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    parquet.write_table(pa.Table.from_pylist(rows), partial)
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pa.Table.from_pylist(rows), partial)
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(f"PromptTrainer: {str(path)!r} cannot be written: {error}") from error
     return path

@@ -15,7 +15,12 @@ from hfdataopt.commands.arguments import write_rows
 from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.files import JsonLines, is_intact, sealed, with_checksum, without_checksum
 from hfdataopt.gradients import GradientStore
+from hfdataopt.prompting.apply import ApplyPrompt
+from hfdataopt.prompting.candidate import Candidate
 from hfdataopt.prompting.ledger import FILE, Ledger
+from hfdataopt.prompting.page import _write_private
+from hfdataopt.prompting.result import PromptResult
+from hfdataopt.prompting.tracking import write_table
 
 from ..tiny import bert, encoded, questions
 from ..training import trainer as training
@@ -134,6 +139,20 @@ def test_a_moment_that_cannot_be_made_again_is_an_error(tmp_path: Path) -> None:
             run(str(tmp_path / "checkpoint-6"))
         file.write_bytes(content)
         (folder / "run.json").write_bytes(record)
+
+
+def test_a_search_that_cannot_write_says_where(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the place of a folder")
+    folder = tmp_path / "file"
+    result = PromptResult(Candidate("be kind"), "finished", "it ended")
+    for write in (
+        lambda: result.save(folder),
+        lambda: write_table(folder, 1, [{"instruction": "be kind"}]),
+        lambda: ApplyPrompt("be kind").save(folder),
+        lambda: _write_private(folder / "address.json", "{}"),
+    ):
+        with pytest.raises(StoreError, match="cannot be written"):
+            write()
 
 
 class Failing:

@@ -147,11 +147,14 @@ class WebJudge(Judge):
 
 def _write_private(path: Path, text: str) -> None:
     """Write a file in one step that only its owner may read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        stream.write(text)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            stream.write(text)
+        os.replace(partial, path)
+    except OSError as error:
+        raise StoreError(f"WebJudge: {str(path)!r} cannot be written: {error}") from error
 
 
 def serve_judge(pairs: "Dataset", votes_file: str | Path, *, seed: int = 0, **options: Any) -> "Dataset":
