@@ -10,7 +10,7 @@ TESTS ?=
 PIP_AUDIT ?= 2.10.1
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo examples example-images example-ray test test-slow test-processes test-faults test-install test-bridges test-oldest test-newest coverage audit lint format bench clean
+.PHONY: demo examples example-images example-ray test test-slow test-processes test-properties test-faults test-install test-bridges test-oldest test-newest coverage audit lint format bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/hfdataopt demo
@@ -39,6 +39,10 @@ test: $(VENV)/.test-installed
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# Ten times the draws of bad input, from other seeds each time.
+test-properties: $(VENV)/.test-installed
+	HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest tests/properties -n $(WORKERS) --dist loadfile --timeout 3600
 
 # Every scorer, trainer, filter and fault with two processes; a part of test-slow.
 test-processes: $(VENV)/.test-installed

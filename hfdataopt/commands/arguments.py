@@ -340,7 +340,7 @@ def _yaml(text: str) -> Any:
         return text
     try:
         return _number(yaml.safe_load(text))
-    except yaml.YAMLError as error:
+    except (RecursionError, yaml.YAMLError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value: {first_line(error)}") from error
 
 
@@ -350,7 +350,7 @@ def read_config(path: str) -> dict[str, Any]:
 
     try:
         document = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise OptionError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise OptionError(
