@@ -5,6 +5,7 @@ They are forked from a server that has imported everything once, so that a start
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -23,6 +24,7 @@ IMPORTED = [
     "hfdataopt.testing.tiny",
 ]
 COUNT = 2
+LIFETIME = 3600  # seconds after which a process ends, also where what started it was killed
 
 
 def start(
@@ -91,6 +93,7 @@ def _enter(
     keywords: dict[str, Any],
 ) -> None:
     os.environ.update(environment)
+    signal.alarm(LIFETIME)
     stream = os.open(folder / f"rank-{environment['RANK']}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
