@@ -320,6 +320,7 @@ def test_every_argument_of_select_and_every_method_of_a_filter_is_reserved():
         "options",
         "seed",
         "rule",
+        "edited",  # handed on to the filter `scores`
     }
     methods = {name for name in dir(WholeFilter) if not name.startswith("_")} - {f.name for f in fields(WholeFilter)}
     facts = {"name", "meaning", "needs_target", "streams", "draws", "no_score"}

@@ -53,8 +53,8 @@ def select(
             proportional to exp(score), as a function of (seed, row id); or an instance of a rule, such as
             ``balance("label", k=100)``, which has its own sizes. None: the filter's own rule, else ``top``.
         seed: of the rule ``sample`` given by name, and of a filter given by name that has an option ``seed``; None for 0.
-        edited: with :class:`Scores`, whether rows may have been edited since they were scored: then they keep their scores and their
-            number is said, else it is an error.
+        edited: with :class:`Scores` and the filter ``scores``, whether rows may have been edited since they were scored: then they
+            keep their scores and their number is said, else it is an error.
         return_summary: whether to return ``(dataset, SelectionSummary)``.
         options: of a filter given by name.
 
@@ -66,17 +66,20 @@ def select(
     import datasets
 
     streaming = isinstance(dataset, datasets.IterableDataset)
-    if edited and not isinstance(by, Scores):
-        raise OptionError(
-            f"select: edited=True is for Scores, which know the rows they were made of; {_describe(by)} has no use for it"
-        )
     if "keep" in options:
         raise OptionError(
             "select: keep= is get_filter's word; here it is rule=, e.g. select(dataset, by, rule=top(k=100))"
         )
     if not streaming:
         check_map_style(dataset, "select: the dataset")
-    if isinstance(by, Filter) or (isinstance(by, str) and _is_filter(dataset, by)):
+    by_name = isinstance(by, str) and _is_filter(dataset, by)
+    if edited and not isinstance(by, Scores) and not by_name:
+        raise OptionError(
+            f"select: edited=True is for Scores, which know the rows they were made of; {_describe(by)} has no use for it"
+        )
+    if isinstance(by, Filter) or by_name:
+        if edited:
+            options["edited"] = True
         chosen_by: Any = by if isinstance(by, Filter) else _create(by, seed or 0, options)
         if isinstance(by, Filter) and options:
             raise OptionError(
