@@ -77,6 +77,8 @@ class ScoringRun:
         identity: dict[str, Any] | None = None,
         initial_weights: str | None = None,
     ):
+        if folder is not None and not (isinstance(folder, str | os.PathLike) and os.fspath(folder)):
+            raise OptionError(f"{scorer.name}: output_dir={folder!r:.80} must be the path of a folder, or None")
         self.scorer = scorer
         self.pool = pool
         self.queries = queries if scorer.needs_queries else None

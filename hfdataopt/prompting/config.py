@@ -112,6 +112,8 @@ class PromptConfig:
         if isinstance(self.start, str):
             self.start = [self.start]
         check_options(self)
+        if self.output_dir is not None and not self.output_dir.strip():
+            raise OptionError(f"PromptConfig: output_dir={self.output_dir!r} must be the path of a folder, or None")
         for name, least in (
             *[(name, 0) for name in ("seed", "logging_steps", "leaders", "examples", "temperature", "max_seconds")],
             *[(name, 0) for name in ("max_calls", "max_proposer_calls", "max_judge_calls", "max_tokens", "max_cost")],

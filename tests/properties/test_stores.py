@@ -293,7 +293,7 @@ def test_checkpoints_that_are_none(value, rate):
 
 
 def score(where: Any) -> Any:
-    return attribute(bert(), encoded(6), encoded(3, 1), "tracin", output_dir=where, floats_per_row=8, basis="random")
+    return attribute(bert(), encoded(6), encoded(3, 1), "tracin", output_dir=where, floats_per_row=16, basis="random")
 
 
 class Finished:
