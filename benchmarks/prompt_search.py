@@ -37,7 +37,8 @@ ITEMS = {60: 10, 120: 10, 400: 20}
 VOTE_ITEMS = 20
 SCALE = 3.0
 TOKENS = (4_000, 8_000, 16_000)
-LEADS = ("protegi", "exemplars behind protegi")  # the best on the development tasks at 60 and 120, and at 400 calls
+# the best on the development tasks at 60 and 120, and at 400 calls; by votes, what the library is for
+LEADS = {"calls": ("protegi", "exemplars behind protegi"), "votes": ("apohf",)}
 # name in the table -> optimizer, options
 REWARD_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
@@ -299,13 +300,13 @@ def _tables(
     for method in order:
         if method != baseline:
             print(_row(method, [_paired(lines, method, baseline, budget) for budget in budgets]))
-    for ours in LEADS if unit == "calls" else ():
-        rivals = [method for method in order if method not in REWARD_METHODS]
-        if rivals and ours in methods:
-            print(f"\n`{ours}` less a rival, paired:\n")
-            print(_head("rival", [f"{budget} {unit}" for budget in budgets]))
-            for rival in rivals:
-                print(_row(rival, [_paired(lines, ours, rival, budget) for budget in budgets]))
+    for ours in LEADS[unit]:
+        others = [method for method in order if method not in REWARD_METHODS and method not in (ours, baseline)]
+        if others and ours in methods:
+            print(f"\n`{ours}` less another, paired:\n")
+            print(_head("the other", [f"{budget} {unit}" for budget in budgets]))
+            for other in others:
+                print(_row(other, [_paired(lines, ours, other, budget) for budget in budgets]))
     if unit == "calls":
         print("\n### At equal total tokens\n\nTokens of scored model and proposer, read and written.\n")
         print(_head("method", [f"{tokens:,} tokens" for tokens in TOKENS]))
@@ -369,6 +370,8 @@ def _anytime(lines: Sequence[dict[str, Any]], spent: int) -> str:
 def _interval(values: Sequence[float]) -> str:
     if not values:
         return ""
+    if not any(values):  # nothing was known yet
+        return "–"
     mean, low, _ = mean_interval(values)
     return f"{mean:.3f}" + ("" if len(values) < 2 else f" ±{mean - low:.3f}")
 

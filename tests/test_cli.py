@@ -113,8 +113,8 @@ def test_plugins_prints_kind_and_name(call):
         assert names == sorted(names)
     assert all("(hfdataopt " in line for line in out)
     noted = {line.split()[0] for line in out if ")  experimental: " in line}
-    assert {"optimizer/pmpo", "optimizer/spo"} <= noted
-    assert not noted & {"optimizer/ape", "optimizer/random", "scorer/random"}
+    assert {"optimizer/opro", "optimizer/spo"} <= noted
+    assert not noted & {"optimizer/ape", "optimizer/pmpo", "optimizer/random", "scorer/random"}
     status, out, _ = call("plugins", "--options")
     place = next(i for i, line in enumerate(out) if line.startswith("scorer/random"))
     assert out[place + 1].split() == ["seed"]

@@ -24,7 +24,7 @@ class CopelandThompson(DuelingOptimizer):
     """
 
     name: ClassVar[str] = "copeland-ts"
-    experimental: ClassVar[str] = "no better than random pairs on the shipped model (4 tasks, 50 votes)"
+    experimental: ClassVar[str] = "no better than random pairs on the shipped model (8 tasks, 50 to 400 votes)"
 
     initial: int = 1
     repeats: Literal["no", "later", "free"] = "free"

@@ -48,7 +48,7 @@ class Evolution(InducingRounds):
     """
 
     name: ClassVar[str] = "evolution"
-    experimental: ClassVar[str] = "no better than random search on the shipped model (4 tasks, 120 calls)"
+    experimental: ClassVar[str] = "no better than random search on the shipped model (8 tasks, 60 and 120 calls)"
 
     strategy: Literal["genetic", "hill-climbing", "annealing"] = "genetic"
     edits: list[Edit] = field(default_factory=lambda: ["delete", "swap", "add", "rephrase", "combine"])

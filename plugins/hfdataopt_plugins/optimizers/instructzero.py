@@ -26,7 +26,7 @@ class InstructZero(PoolOptimizer):
     """
 
     name: ClassVar[str] = "instructzero"
-    experimental: ClassVar[str] = "no better than random search on the shipped model (4 tasks, 120 calls)"
+    experimental: ClassVar[str] = "below random search on the shipped model (8 tasks, 60 to 400 calls)"
 
     refine: int = 0
 

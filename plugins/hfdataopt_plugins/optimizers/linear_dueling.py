@@ -18,7 +18,6 @@ class LinearDueling(FeaturedDuels):
     """
 
     name: ClassVar[str] = "linear-dueling"
-    experimental: ClassVar[str] = "no better than random pairs on the shipped model (4 tasks, 50 votes)"
 
     nu: float = 1.0
 

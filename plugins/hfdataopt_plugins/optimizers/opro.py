@@ -31,7 +31,7 @@ class Opro(InducingRounds):
     """
 
     name: ClassVar[str] = "opro"
-    experimental: ClassVar[str] = "no better than random search on the shipped model (4 tasks, 120 calls)"
+    experimental: ClassVar[str] = "no better than random search on the shipped model (8 tasks, 60 to 400 calls)"
 
     pool_size: int = 4
     batch: int = 2

@@ -35,7 +35,6 @@ class Pmpo(InducingRounds):
     """
 
     name: ClassVar[str] = "pmpo"
-    experimental: ClassVar[str] = "likelihoods of preference rows were only tested on a toy model"
 
     pool_size: int = 4
     batch: int = 2

@@ -35,7 +35,7 @@ class Spo(PreferenceOptimizer):
     """
 
     name: ClassVar[str] = "spo"
-    experimental: ClassVar[str] = "no better than random pairs on the shipped model (4 tasks, 50 votes)"
+    experimental: ClassVar[str] = "no better than random pairs on the shipped model (8 tasks, 50 to 400 votes)"
 
     comparisons: int = 4
     shown: int = 3
