@@ -411,5 +411,5 @@ def test_a_rank_correlation_that_is_not_defined_is_none(capsys: Any) -> None:
 
 @pytest.mark.parametrize("folder", ["", 0, True, [], b""])
 def test_an_output_folder_that_is_no_path(folder):
-    with pytest.raises(OptionError, match="output_dir=.* must be the path of a folder, or None"):
+    with pytest.raises(OptionError, match=r"output_dir=.* must be the path of a folder, or None"):
         attribute(bert(), encoded(3), None, "random", output_dir=folder)
