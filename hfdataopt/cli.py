@@ -3,6 +3,7 @@
 A new verb is one line in ``VERBS`` and one module in ``hfdataopt/commands``; modules are imported when their verb is used.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -99,6 +100,15 @@ def _explain(error: BaseException, parser: Parser) -> tuple[int, str]:
     message = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
     if isinstance(error, HfDataOptError):
         return 2, parser.spelled(message)
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+    ):  # of datasets' cache, say
+        return 2, (
+            f"{message}: the disk is full, or a limit of it is reached; free space, or let HF_HOME name a folder on another disk. "
+            "What is finished is kept, and the same command goes on from it"
+        )
     source, place = author_of(error)
     if source is not None:
         return 1, (

@@ -66,6 +66,7 @@ class Activity:
         prepare: makes what is worked on, beside the folder.
         killed: looks at the folder after a kill; raises where it holds what it must not.
         taken_up: whether what is in the folder is read again. ours: the part of it that is not another package's.
+        with_others: whether another package writes there too, whose errors are its own.
         beside: what goes on in other processes meanwhile.
         kinds: of kill points.
     """
@@ -81,6 +82,7 @@ class Activity:
     kinds: tuple[str, ...] = ("time", "event", "byte")
     taken_up: bool = True
     ours: Callable[[Path], Path] = lambda folder: folder
+    with_others: bool = False
 
     def found(self, folder: Path, runs: list[Told], whole: list[Told]) -> Found:
         found = Found() if self.check is None else self.check(folder, runs, whole)
@@ -519,6 +521,7 @@ ACTIVITIES = [
         "callback: tracin",
         *("scoring", trained, lambda folder: saved_scores(folder / "attribution" / "tracin")),
         ours=lambda folder: folder / "attribution",
+        with_others=True,
     ),
     Activity("hfdataopt score", "scoring", scored_by_command, saved_scores, prepare=model_and_rows),
     *(

@@ -1,5 +1,6 @@
 """Damaged and half-written files: found, and made again or refused; never read as something else."""
 
+import errno
 import json
 import random
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hfdataopt import AttributionCallback, Scores, attribute
+from hfdataopt import AttributionCallback, Scores, attribute, cli
 from hfdataopt.commands.arguments import write_rows
 from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.files import JsonLines, is_intact, sealed, with_checksum, without_checksum
@@ -153,6 +154,18 @@ def test_a_search_that_cannot_write_says_where(tmp_path: Path) -> None:
     ):
         with pytest.raises(StoreError, match="cannot be written"):
             write()
+
+
+def test_a_full_disk_of_another_package_is_one_line(monkeypatch: Any, capsys: Any) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/tmp.arrow")
+
+    monkeypatch.setattr(cli, "_run", full)
+    assert cli.main(["score"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("hfdataopt score: ")
+    assert "the disk is full" in said
+    assert len(said.splitlines()) == 1
 
 
 class Failing:
