@@ -18,8 +18,11 @@ def why_not_on_hub(name: str | os.PathLike[str]) -> str | None:
     path = Path(text).expanduser()
     if not text.strip():
         return "is an empty name"
-    if path.exists():
-        return None
+    try:
+        if path.exists():
+            return None
+    except (OSError, ValueError):  # longer than a name can be
+        return "is no name that a file can have"
     if (
         not text.startswith((".", "/", "~"))
         and _ID.fullmatch(text)

@@ -92,8 +92,8 @@ def attribute(
         run.prepare(model)
         run.observe(model, Moment(0))
         return run.finish()
-    if isinstance(checkpoints, str | os.PathLike):
-        raise OptionError(f"attribute: checkpoints={str(checkpoints)!r} must be a list of folders; wrap it in [...]")
+    if not isinstance(checkpoints, Sequence) or isinstance(checkpoints, str | bytes):
+        raise OptionError(f"attribute: checkpoints={checkpoints!r:.200} must be a list of folders; wrap it in [...]")
     found = [Checkpoint.of(value) for value in checkpoints]
     if not found:
         raise OptionError("attribute: checkpoints= is empty; pass at least one folder, or None for the model as it is")

@@ -413,6 +413,8 @@ def _read_groups(
                 f"{scorer.name}: aggregate={aggregate!r} is over groups of queries; give query_group= too"
             )
         return None
+    if not isinstance(query_group, str):
+        raise OptionError(f"{scorer.name}: query_group={query_group!r:.80} must be the name of a column of the queries")
     if queries is None or not scorer.scores_each_query:
         raise OptionError(
             f"{scorer.name}: query_group={query_group!r} needs a score for each query"

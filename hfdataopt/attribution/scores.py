@@ -189,7 +189,7 @@ class Scores:
         Raises:
             DataError: another length, other ids, or other contents.
         """
-        if column is not None and (not isinstance(column, str) or not column):
+        if column is not None and (not isinstance(column, str) or not column or "\0" in column):
             raise OptionError(f"join: column={column!r:.80} must be the name of a column")
         check_map_style(dataset, "join: the dataset")
         if not hasattr(dataset, "add_column"):
@@ -466,8 +466,12 @@ class Scores:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise MissingDependencyError("Scores.plot needs matplotlib: pip install 'hfdataopt[plot]'") from error
-        if highlight is not None and np.shape(highlight) != (len(self),):
-            entries = "x".join(map(str, np.shape(highlight))) or "no"
+        try:
+            marks = None if highlight is None else np.asarray(highlight, dtype=bool)
+        except (TypeError, ValueError):
+            marks = np.empty(0)
+        if marks is not None and marks.shape != (len(self),):
+            entries = "x".join(map(str, marks.shape)) or "no"
             raise OptionError(f"plot: highlight has {entries} entries for {len(self)} rows; give a boolean for each")
         order = np.array(self._ranked(worst_first=True), dtype=int)
         values = self.values[order]
@@ -479,8 +483,8 @@ class Scores:
             axes.fill_between(
                 range(len(order)), values - errors, values + errors, alpha=0.25, lw=0, label="± standard error"
             )
-        if highlight is not None:
-            marked = np.flatnonzero(np.asarray(highlight, bool)[order])
+        if marks is not None:
+            marked = np.flatnonzero(marks[order])
             axes.plot(marked, values[marked], "|", color="tab:red", ms=9, label="marked rows")
         axes.axhline(0, color="0.6", lw=0.8)
         axes.set(xlabel="rows, most suspicious first", ylabel="score", title=f"{self.scorer}: {len(self)} rows")

@@ -154,8 +154,12 @@ def check_inputs(model: Any, batch: dict[str, Any], ids: list[Any], what: str) -
     """
     tokens = batch.get("input_ids")
     inner = unpeft(model)
-    if not isinstance(tokens, torch.Tensor) or not hasattr(inner, "get_input_embeddings"):
+    if "input_ids" not in batch or not hasattr(inner, "get_input_embeddings"):
         return
+    if not isinstance(tokens, torch.Tensor):
+        raise DataError(
+            f"{what}: input_ids must be collated to a tensor; got {type(tokens).__name__} (rows {name_rows(ids)})"
+        )
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool or not tokens.shape[1]:
         raise DataError(
             f"{what}: input_ids must be token ids, whole numbers, some in each row; rows {name_rows(ids)} were collated to "
@@ -167,8 +171,10 @@ def check_inputs(model: Any, batch: dict[str, Any], ids: list[Any], what: str) -
         ("token_type_ids", getattr(config, "type_vocab_size", None)),
     ):
         values = batch.get(name)
-        if not isinstance(values, torch.Tensor) or not size or values.is_floating_point():
+        if not isinstance(values, torch.Tensor) or not size:
             continue
+        if values.is_floating_point():
+            raise DataError(f"{what}: {name} must be whole numbers; got {values.dtype} (rows {name_rows(ids)})")
         outside = ((values < 0) | (values >= size)).reshape(len(ids), -1)
         if outside.any():
             row = int(outside.any(1).nonzero()[0])
