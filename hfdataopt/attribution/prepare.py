@@ -13,7 +13,7 @@ from typing import Any
 
 from hfdataopt.attribution.rows import ROW_ID, Rows, check_map_style, pad_batch
 from hfdataopt.attribution.task import is_causal
-from hfdataopt.errors import DataError
+from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients import unpeft
 
 TEXT_COLUMNS = (("text", "text_pair"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("text",), ("sentence",))
@@ -35,6 +35,8 @@ def prepare_dataset(
     def collate_by_padding(rows: list[Any]) -> dict[str, Any]:
         return pad_batch(rows, pad)
 
+    if collate is not None and not callable(collate):
+        raise OptionError(f"data_collator={collate!r:.80} must be a function of a list of rows, or None")
     collate = collate or collate_by_padding
     text_like = columns is not None and any(
         set(names) <= set(columns) for names in (*TEXT_COLUMNS, ("prompt", "completion"))

@@ -405,7 +405,7 @@ def _read_groups(
     scorer: Scorer, queries: Rows | None, query_group: str | None, aggregate: str
 ) -> dict[Any, list[int]] | None:
     """Positions of the queries of each group, or None without groups."""
-    if aggregate not in ("mean", "max"):
+    if not isinstance(aggregate, str) or aggregate not in ("mean", "max"):
         raise OptionError(f"{scorer.name}: aggregate={aggregate!r} is unknown; it is 'mean' or 'max'")
     if query_group is None:
         if aggregate != "mean":

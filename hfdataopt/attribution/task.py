@@ -154,7 +154,17 @@ def check_inputs(model: Any, batch: dict[str, Any], ids: list[Any], what: str) -
     """
     tokens = batch.get("input_ids")
     inner = unpeft(model)
-    if "input_ids" not in batch or not hasattr(inner, "get_input_embeddings"):
+    if not hasattr(inner, "get_input_embeddings"):
+        return
+    if "input_ids" not in batch:
+        if (
+            getattr(inner, "main_input_name", "") == "input_ids"
+            and not {"inputs_embeds", "decoder_input_ids"} & batch.keys()
+        ):
+            raise DataError(
+                f"{what}: rows {name_rows(ids)} were collated to {', '.join(sorted(batch)) or 'nothing'}, without input_ids, which this "
+                "model reads"
+            )
         return
     if not isinstance(tokens, torch.Tensor):
         raise DataError(
