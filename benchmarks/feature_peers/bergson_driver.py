@@ -62,10 +62,12 @@ def pipeline(job: Job, clock: Clock, command: str) -> tuple[Any, int | None]:
         for side, rows in job.sides.items():
             files[side] = str(Path(folder, f"{side}.jsonl"))
             Path(files[side]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        model = job.model()
         shared = {
             "run_path": str(Path(folder, "run")),
             "model": str(job.folder / "model"),
             "filter_modules": "*lm_head*",
+            "token_batch_size": min(2048, model.config.max_position_embeddings),
         }
         data, queries = DataConfig(dataset=files["pool"]), QuerySetConfig(dataset=files["queries"])
         run: Any
@@ -82,7 +84,6 @@ def pipeline(job: Job, clock: Clock, command: str) -> tuple[Any, int | None]:
         with clock("features"):
             run.execute()
         scores = load_scores(Path(folder, "run", "scores"))[:]
-    model = job.model()
     size = sum(model.get_submodule(name).weight.numel() for name in job.modules)
     return scores, size if command == "ekfac" else 256 * len(job.modules)
 

@@ -136,9 +136,11 @@ def floor(job: Job, batches: list[Batch]) -> float:
     return time.process_time() - started
 
 
-def measure(job: Job, method: Method, words: list[str], repeats: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Scores of a method, and its medians over interleaved repeats."""
-    batches = job.batches("pool") + job.batches("queries")
+def measure(
+    job: Job, method: Method, words: list[str], repeats: int, side_by_side: bool = True
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Scores of a method, and its medians over interleaved repeats; without the floor where not ``side_by_side``."""
+    batches = job.batches("pool") + job.batches("queries") if side_by_side else job.batches("pool")[:1]
     floor(job, batches[:2])
     floors, clocks = [], []
     scores, floats = np.empty(0), None
@@ -157,8 +159,8 @@ def measure(job: Job, method: Method, words: list[str], repeats: int) -> tuple[n
     facts = {
         "floats": floats,
         **phases,
-        "over floor": over(["set-up", "features", "scores"]),
-        "over floor, set-up apart": over(["features", "scores"]),
+        "over floor": over(["set-up", "features", "scores"]) if side_by_side else None,
+        "over floor, set-up apart": over(["features", "scores"]) if side_by_side else None,
         "floor": statistics.median(floors),
         "floor MiB": before // 1024 if repeats == 1 else None,
         "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -177,6 +179,7 @@ def main(methods: dict[str, Method]) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--queries", type=int)
+    parser.add_argument("--no-floor", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -187,7 +190,7 @@ def main(methods: dict[str, Method]) -> None:
         name, *words = method.split(":")
         torch.manual_seed(0)
         try:
-            scores, facts = measure(job, methods[name], words, arguments.repeats)
+            scores, facts = measure(job, methods[name], words, arguments.repeats, not arguments.no_floor)
             np.save(out.with_suffix(".npy"), scores)
         except Exception as error:
             traceback.print_exc()

@@ -24,7 +24,7 @@ class Peer(NamedTuple):
 
 PEERS = {
     "bergson": Peer(
-        ("jaxtyping", "ml_dtypes", "natsort", "petname", "simple-parsing", "optree"),
+        ("graphviz", "jaxtyping", "ml_dtypes", "natsort", "petname", "simple-parsing", "optree"),
         ("bergson==2.5.1", "torchopt"),
         ("bergson",),
     ),

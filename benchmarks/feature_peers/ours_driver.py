@@ -58,7 +58,10 @@ def scorer(job: Job, clock: Clock, name: str, *options: str) -> tuple[Any, int |
     model = job.model()
     with clock("features"):
         found = attribute(model, *sides, name, batch_size=job.batch, **chosen)
-    return found.values if found.matrix is None else found.matrix, chosen.get("floats_per_row")
+    floats = chosen.get("floats_per_row")
+    if name == "influence" and floats is None:  # whole gradients, where they fit into memory
+        floats = sum(block.size for block in find_blocks(model))
+    return found.values if found.matrix is None else found.matrix, floats
 
 
 def columns(rows: list[Batch]) -> dict[str, list[Any]]:

@@ -70,6 +70,8 @@ SPEED = (
     Side("dattri-llm, TracIn, exact", "dattri", "dattri_llm", "tracin"),
     Side("kronfluence, identity (exact)", "kronfluence", "kronfluence", "pairwise:identity"),
     Side("kronfluence, EK-FAC (another quantity)", "kronfluence", "kronfluence", "pairwise:ekfac"),
+    Side("bergson, `ekfac` (another quantity)", "bergson", "bergson", "pipeline:ekfac"),
+    Side("dattri-llm, EK-FAC (another quantity)", "dattri", "dattri_llm", "kronecker:ekfac"),
     Side("ours, EK-FAC (another quantity)", None, "ours", "scorer:influence"),
     Side("captum, TracInCP, sample-wise", "captum", "captum", "tracin"),
     Side("traker, its CPU projector (another quantity), 32 rows and 32 queries", "trak", "trak", "trak:2048", 1, 32),
@@ -86,6 +88,7 @@ LDS = (
     Side("ours, inner products, eigen basis", None, "ours", "features:eigen:2240"),
     Side("ours, inner products, random basis", None, "ours", "features:random:8960"),
     Side("ours, inner products, random basis", None, "ours", "features:random:2240"),
+    Side(REFERENCE, None, "bare", "exact"),
     Side("bergson, p = 8", "bergson", "bergson", "projected:8:frozen"),
     Side("bergson, p = 16", "bergson", "bergson", "projected:16:frozen"),
     Side("bergson, `ekfac`", "bergson", "bergson", "pipeline:ekfac"),
@@ -102,22 +105,31 @@ LDS = (
     Side("kronfluence, identity (exact)", "kronfluence", "kronfluence", "pairwise:identity"),
     Side("kronfluence, EK-FAC", "kronfluence", "kronfluence", "pairwise:ekfac"),
     Side("captum, TracInCP, sample-wise", "captum", "captum", "tracin"),
-    Side("traker, its CPU projector", "trak", "trak", "trak:2048", 1),
+    Side("traker, its CPU projector", "trak", "trak", "trak:2048"),
+    Side("traker, its CPU projector, fewer floats than rows", "trak", "trak", "trak:128"),
+)
+# Methods of LDS, compared query by query.
+PAIRS = (
+    ("features:eigen:8960", "projected:16:frozen"),
+    ("features:eigen:2240", "projected:8:frozen"),
+    ("scorer:influence:basis=eigen:floats_per_row=8960", "pipeline:trackstar"),
+    ("scorer:influence:basis=eigen:floats_per_row=2240", "pairwise:logra:64:eFIM"),
+    ("scorer:influence", "pipeline:ekfac"),
+    ("scorer:influence", "pairwise:ekfac"),
 )
 LABELS = (
     Side("ours, label-consistency", None, "ours", "scorer:label-consistency"),
     Side("ours, freeshap", None, "ours", "scorer:freeshap"),
     Side("ours, cv-confidence", None, "ours", "scorer:cv-confidence"),
     Side("ours, self-influence", None, "ours", "scorer:self-influence"),
-    Side("ours, tracin on clean queries", None, "ours", "scorer:tracin"),
-    Side("ours, influence on clean queries", None, "ours", "scorer:influence"),
     Side("captum, TracInCP self-influence", "captum", "captum", "self-influence"),
     Side("kronfluence, self-influence, identity", "kronfluence", "kronfluence", "self-influence:identity"),
     Side("kronfluence, self-influence, EK-FAC", "kronfluence", "kronfluence", "self-influence:ekfac"),
     Side("dattri, LoGra self-influence, empirical Fisher", "dattri", "dattri", "self-influence:logra:64:eFIM"),
-    Side("dattri, LoGra on clean queries", "dattri", "dattri", "pairwise:logra:64:eFIM"),
 )
 
+
+LABEL_ROWS, LABEL_QUERIES = 500, 200
 
 Found = tuple[Side, np.ndarray | None, dict[str, Any]]
 
@@ -136,27 +148,30 @@ class Runner:
             self.pythons[environment] = install(self.environments, environment)
         return str(self.pythons[environment])
 
-    def run(self, sides: Sequence[Side], job: Path, repeats: int = 1, together: bool = False) -> Iterator[Found]:
+    def run(
+        self, sides: Sequence[Side], job: Path, repeats: int = 1, together: bool = False, floor: bool = True
+    ) -> Iterator[Found]:
         """Scores and figures of each side, ``failed`` in the place of figures where it did. ``together``: sides of one driver
         share a process, which is loaded once; the peak memory is then of all of them."""
         left = [side for side in sides if not self.figures(side, job).exists()]
         for _, group in groupby(sorted(left, key=lambda side: side.driver), key=lambda side: side.driver):
             members = list(group)
             for part in [members] if together else [[one] for one in members]:
-                self.start(part, job, repeats)
+                self.start(part, job, repeats, floor)
             for side in members:
                 shown = {name: value for name, value in self.read(side, job)[1].items() if value}
                 print(f"{job.name} {side.name} {side.method}: {shown}", file=sys.stderr, flush=True)
         for side in sides:
             yield side, *self.read(side, job)
 
-    def start(self, sides: Sequence[Side], job: Path, repeats: int) -> None:
+    def start(self, sides: Sequence[Side], job: Path, repeats: int, floor: bool) -> None:
         """A process for sides of one driver."""
         first = sides[0]
         outs = [self.figures(side, job) for side in sides]
         command = [self.python(first.environment), str(HERE / f"{first.driver}_driver.py"), "--job", str(job)]
         command += ["--method", *(side.method for side in sides), "--out", *map(str, outs)]
         command += ["--repeats", str(first.repeats or repeats)]
+        command += [] if floor else ["--no-floor"]
         if first.rows:
             command += ["--rows", str(first.rows), "--queries", str(first.rows)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -303,23 +318,46 @@ def lds_job(work: Path, data: Path, model: Path) -> tuple[Path, Any]:
 def datamodeling(runner: Runner, results: Results, data: Path, model: Path, sides: tuple[Side, ...]) -> None:
     """Linear datamodeling scores."""
     job, measured = lds_job(runner.work, data, model)
+    reference = next(side for side in LDS if side.name == REFERENCE)
+    ((_, wanted, _),) = runner.run([reference], job)
     lines, failed = [], []
+    by_query: dict[str, np.ndarray] = {}
+    names: dict[str, str] = {}
     for side, scores, figures in runner.run(sides, job, together=True):
         if scores is None:
             failed.append(f"{side.name} failed: {figures['failed']}")
-            lines.append([side.name, *[None] * 4])
+            lines.append([side.name, *[None] * 5])
             continue
-        found = linear_datamodeling_score(scores, measured.subsets, measured.outcomes).score
+        whole = linear_datamodeling_score(scores, measured.subsets, measured.outcomes)
+        names[side.method] = f"{side.name}, {figures['floats']:,} floats"
+        by_query[side.method], found = np.array(whole.per_query), whole.score
         spent = figures["set-up"] + figures["features"] + figures["scores"]
-        lines.append([side.name, figures["floats"], [found.value, found.low, found.high], spent, figures["over floor"]])
+        near = None if wanted is None else correlation(scores, wanted)
+        ratio = figures["over floor"]
+        lines.append([side.name, figures["floats"], [found.value, found.low, found.high], near, spent, ratio])
     lines.sort(key=lambda line: -line[2][0] if line[2] else 1)
+    compared = [
+        f"{names[one]}, less {names[other]}, by query: {{:+.3f}} ({{:+.3f}} to {{:+.3f}}).".format(
+            *mean_interval((by_query[one] - by_query[other]).tolist())
+        )
+        for one, other in PAIRS
+        if one in by_query and other in by_query
+    ]
     results.table(
         "Linear datamodeling score: 256 questions of TREC, 48 queries, stories260K (260,032 weights) fine-tuned for three epochs, 64 "
         "halves x 2 seeds",
-        ["scores of the last checkpoint", "floats a row", "LDS (95 % interval)", "CPU s", "x floor"],
+        [
+            "scores of the last checkpoint",
+            "floats a row",
+            "LDS (95 % interval)",
+            "rank correlation with exact products",
+            "CPU s",
+            "x floor",
+        ],
         lines,
         f"Rank correlation of the outcomes between the two seeds: {measured.reliability:.3f}. Intervals: bootstrap over halves and "
-        "queries.",
+        "queries. One run of each, with what a first call costs.",
+        *compared,
         *failed,
     )
 
@@ -334,8 +372,8 @@ def labels_job(work: Path, data: Path, name: str, seed: int) -> Path:
     encoder = str(get_model_path())
     texts, given, query_texts, query_given, classes = label_noise.load(data, name)
     rng = np.random.default_rng(seed)
-    pool = rng.permutation(len(texts))[: label_noise.POOL]
-    queries = rng.permutation(len(query_texts))[: label_noise.QUERIES]
+    pool = rng.permutation(len(texts))[:LABEL_ROWS]
+    queries = rng.permutation(len(query_texts))[:LABEL_QUERIES]
     noisy, flipped = flip_labels([given[i] for i in pool], 0.1, seed=seed, classes=classes)
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
 
@@ -362,7 +400,7 @@ def labels_job(work: Path, data: Path, name: str, seed: int) -> Path:
     )
     transformers.Trainer(model, arguments, train_dataset=train, processing_class=tokenizer).train()  # type: ignore[arg-type]
     asked = encoded([query_texts[i] for i in queries], [query_given[i] for i in queries])
-    save_job(folder, model, train, asked, 32, flipped=[bool(one) for one in flipped])
+    save_job(folder, model, train, asked, 16, flipped=[bool(one) for one in flipped])
     return folder
 
 
@@ -374,7 +412,7 @@ def labels(runner: Runner, results: Results, data: Path, name: str, seeds: int, 
     for seed in range(seeds):
         job = labels_job(runner.work, data, name, seed)
         flipped = np.array(json.loads((job / "job.json").read_text())["flipped"])
-        for side, scores, figures in runner.run(sides, job, together=True):
+        for side, scores, figures in runner.run(sides, job, together=True, floor=False):
             if scores is None:
                 failed.add(f"{side.name} failed: {figures['failed']}")
                 continue
@@ -388,7 +426,7 @@ def labels(runner: Runner, results: Results, data: Path, name: str, seeds: int, 
         lines.append([side.name, middle, float(np.median(spent[side.name])) if found else None])
     lines.sort(key=lambda line: -np.ravel(line[1])[0] if line[1] is not None else 1)
     results.table(
-        f"Label errors, {name}: AUC of the flipped tenth of {label_noise.POOL} labels at the end of training, {seeds} seeds",
+        f"Label errors, {name}: AUC of the flipped tenth of {LABEL_ROWS} labels at the end of training, {seeds} seeds",
         ["method", "AUC (95 % interval)", "CPU s"],
         lines,
         *sorted(failed),
@@ -404,11 +442,11 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--model", type=Path, default=Path("../shared/models/stories260K"))
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--queries", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--queries", type=int, default=32)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=5, help="of the label errors")
+    parser.add_argument("--seeds", type=int, default=3, help="of the label errors")
     parser.add_argument("--datasets", nargs="+", default=["trec"], help="of the label errors")
     parser.add_argument("--timeout", type=int, default=1800, help="seconds for one side")
     arguments = parser.parse_args()
