@@ -143,7 +143,7 @@ class AttributionCallback(TrainerCallback):
         run.prepare(model)
         self._run = run
         assert run.folder is not None
-        self._rates = _LearningRates(run, state.global_step)
+        self._rates = _LearningRates(run, 0 if self.when == "train_begin" else state.global_step)
         if self.when == "train_begin":
             if state.global_step == 0 or not run.results:
                 if state.global_step > 0 and run.processes.is_main:
@@ -332,16 +332,17 @@ class _LearningRates:
         assert run.folder is not None
         self.lines = JsonLines(run.folder / "learning_rates.jsonl", run.scorer.name)
         self.write = run.processes.is_main
-        self.rates: dict[int, float] = run.processes.run_on_main(lambda: self._take_up(resumed_step, run.taken_up))
+        begun = run.taken_up and resumed_step > 0
+        self.weigh = run.scorer.combine == "learning-rate-sum"
+        self.rates: dict[int, float] = run.processes.run_on_main(lambda: self._take_up(resumed_step, begun))
 
-    def _take_up(self, resumed_step: int, taken_up: bool) -> dict[int, float]:
+    def _take_up(self, resumed_step: int, begun: bool) -> dict[int, float]:
         """The rates up to the resumed step; later ones, of steps that will be taken again, are dropped from the file."""
         found = list(self.lines.read()) if resumed_step > 0 else []
         since = next((line["since"] for line in found if "since" in line), None)
         rates = {line["step"]: line["rate"] for line in found if line.get("step", resumed_step + 1) <= resumed_step}
         begin = resumed_step if since is None else since
-        lost = resumed_step > 0 and taken_up and since is None
-        if lost or len(rates) != resumed_step - begin:
+        if self.weigh and ((begun and since is None) or len(rates) != resumed_step - begin):
             raise StoreError(
                 f"{self.lines.who}: learning rates of steps before {resumed_step} are damaged or gone in {str(self.lines.file)!r}, and "
                 "they weigh the moments; remove the folder and train again, or score saved checkpoints: "
