@@ -135,6 +135,10 @@ class PromptConfig:
                     f"PromptConfig: prices[{role!r}]={price!r}; the roles are model, proposer and judge, each with "
                     "[per million prompt tokens, per million completion tokens]"
                 )
+        if self.final_items is not None and not self.leaders:
+            raise OptionError(
+                f"PromptConfig: final_items={self.final_items} are for the leaders, and leaders=0; leave one out"
+            )
         if self.max_cost is not None and not self.prices:
             raise OptionError("PromptConfig: max_cost needs prices")
 

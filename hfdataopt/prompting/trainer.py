@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hfdataopt.console import say
+from hfdataopt.console import say, warn
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.prompting.apply import ApplyPrompt
 from hfdataopt.prompting.budget import Budget, BudgetSpent
@@ -119,6 +119,9 @@ class PromptTrainer:
         self._check_prompts()
         self._check_rewards()
         self._check_limits()
+        roles = {"proposer": proposer, "encoder": encoder, "white_box": white_box}
+        if idle := self._without_effect(model, roles):
+            warn(f"{WHO}: without effect here: {'; '.join(idle)}")
         self.result: PromptResult | None = None
 
     # -- what users read
@@ -370,8 +373,43 @@ class PromptTrainer:
             texts = self.judge is not None or isinstance(self.model, CallableGenerator | EndpointGenerator)
             rewards.check_columns(columns_of(self.split.items), completion_ids=not texts)
 
+    def _without_effect(self, model: Any, roles: dict[str, Any]) -> list[str]:
+        """What was set, and nothing reads: names with the reason. ``roles``: the objects that were handed over."""
+        import torch
+
+        config, needs = self.args, self.optimizer.needs
+        usual = PromptConfig()
+        ours = isinstance(model, str | torch.nn.Module)  # else it comes with settings of its own
+        asked = [thing for thing in (model, roles["proposer"] or config.proposer) if isinstance(thing, str)]
+        made = [thing for thing in asked if thing is model or "proposer" in needs]
+        found = {}
+        if not ours:
+            found["the model given has its own settings"] = ["max_new_tokens", "temperature"]
+        if not (made and config.base_url):
+            found["no model is asked at a URL"] = ["concurrency"] + ([] if made else ["base_url"])
+        for role, names in (
+            ("proposer", ["proposer", "proposer_max_new_tokens", "proposer_temperature", "max_proposer_calls"]),
+            ("encoder", ["encoder"]),
+            ("white_box", ["white_box"]),
+        ):
+            if role not in needs:
+                found[f"optimizer {self.optimizer.name!r} needs no {role}"] = names
+        idle = []
+        for why, names in found.items():
+            given = [
+                name for name in names if getattr(config, name) != getattr(usual, name) or roles.get(name) is not None
+            ]
+            if given:
+                idle.append(f"{', '.join(given)} ({why})")
+        return idle
+
     def _check_limits(self) -> None:
-        """Limits of tokens or money need generators that say how long their answers can be."""
+        """Limits of tokens or money need generators that say how long their answers can be; of votes, a judge."""
+        if self.args.max_judge_calls is not None and self.judge is None:
+            raise OptionError(
+                f"{WHO}: max_judge_calls={self.args.max_judge_calls} limits nothing, since optimizer {self.optimizer.name!r} learns "
+                "from rewards; limit it with max_calls"
+            )
         limit = next((name for name in ("max_tokens", "max_cost") if getattr(self.args, name) is not None), None)
         judge = getattr(self.judge, "generator", None)
         model = None if self.images else self.model

@@ -163,6 +163,36 @@ def test_optimizers():
     )
 
 
+def test_limits_that_limit_nothing():
+    refused(
+        lambda model: trainer(Listed(candidates(2)), model, max_judge_calls=3),
+        OptionError,
+        "max_judge_calls=3 limits nothing, since optimizer 'listed' learns from rewards; limit it with max_calls",
+    )
+    refused(lambda model: trainer(Listed([]), model, leaders=0, final_items=3), OptionError, "final_items=3.*leaders=0")
+
+
+def test_options_that_nothing_reads_are_said():
+    with pytest.warns(UserWarning, match="without effect here") as caught:
+        trainer(
+            Listed(candidates(2)), Model(), max_new_tokens=7, base_url="http://127.0.0.1:9", encoder=object(),
+            proposer_temperature=0.5,
+        )  # fmt: skip
+    (line,) = [str(one.message) for one in caught if "without effect" in str(one.message)]
+    assert line == (
+        "PromptTrainer: without effect here: max_new_tokens (the model given has its own settings); "
+        "base_url (no model is asked at a URL); proposer_temperature (optimizer 'listed' needs no proposer); "
+        "encoder (optimizer 'listed' needs no encoder)"
+    )
+
+
+def test_options_that_are_read_are_not_said(recwarn):
+    trainer(Listed(candidates(2)), Model(), seed=3, batch_size=2)
+    trainer("random", Model(), proposer="far", base_url="http://127.0.0.1:9", concurrency=2, max_proposer_calls=9)
+    trainer(Listed(candidates(2)), "far", base_url="http://127.0.0.1:9", concurrency=2, max_new_tokens=7)
+    assert not [str(one.message) for one in recwarn if "without effect" in str(one.message)]
+
+
 @pytest.mark.parametrize("role", ["encoder", "white_box"])
 def test_a_missing_role_is_named_with_the_optimizer(role):
     refused(

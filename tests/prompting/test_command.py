@@ -67,7 +67,7 @@ def test_the_help_has_the_options_of_search_and_optimizer(capsys):
         (["--port", "8000"], "--port is for --judge human"),
         (["--demonstration", "3"], "accepts: demonstrations, pool_size"),
         (["--items", "many"], "--items"),
-        (["--demonstrations", "many"], "random: option demonstrations='many' is not allowed"),
+        (["--demonstrations", "many"], "random: option --demonstrations many is not allowed"),
         (["--prompt_column", "question"], "no column 'question'; it has: prompt"),
         (["--output", "rows.jsonl"], "is there already"),
         (["--max_calls", "3", "--leaders", "0"], "small for one round"),

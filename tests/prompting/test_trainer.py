@@ -176,10 +176,12 @@ def test_the_interval_of_rewards_that_are_0_or_1_stays_within_them(wrong):
 def test_leaders_that_the_budget_does_not_score_again_are_said_and_come_last(capsys):
     def search(**limits):
         model = CallableGenerator(Model(), max_new_tokens=1)
-        return trainer(Listed(candidates(6)), model=model, final_items=4, **limits).train()
+        return trainer(Listed(candidates(6)), model=model, **limits).train()
 
     spent = search(leaders=0).spent["tokens"]
-    result = search(max_tokens=int(spent) + 250)  # one leader's four items take about 200, set aside with their most
+    result = search(
+        final_items=4, max_tokens=int(spent) + 250
+    )  # one leader's four items take about 200, set aside with their most
     again = [leader.fresh_items for leader in result.leaders]
     assert again == [4] * again.count(4) + [0] * again.count(0)
     assert 0 < again.count(4) < 3
