@@ -26,7 +26,7 @@ from .worlds import WORLDS, hub, world_of
 
 # A page, or the first line of a block, that cannot run as it stands, and why; its code is compiled.
 NOT_RUN = {
-    "docs/bridges.md": "each block needs a package in an environment of its own; tests/bridges runs them there",
+    "docs/bridges.md": "each block needs a package in an environment of its own, where tests/bridges runs what the blocks show",
     "from hfdataopt.prompting.page import serve_judge": "returns when people have voted; tests/prompting/test_page.py votes",
 }
 # Beginnings of commands that are only read by the parser, and why; those with ``...`` are read as far as they go.

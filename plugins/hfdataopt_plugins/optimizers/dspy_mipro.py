@@ -36,7 +36,7 @@ class DspyMipro(DrivenOptimizer):
     """
 
     name: ClassVar[str] = "dspy"
-    experimental: ClassVar[str] = "needs the package dspy"
+    experimental: ClassVar[str] = "compared as the package itself, not through this optimizer"
 
     candidates: int = 10
     bootstrapped: int = 2

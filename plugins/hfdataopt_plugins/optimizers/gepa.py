@@ -33,7 +33,7 @@ class Gepa(DrivenOptimizer):
     """
 
     name: ClassVar[str] = "gepa"
-    experimental: ClassVar[str] = "needs the package gepa"
+    experimental: ClassVar[str] = "compared as the package itself, not through this optimizer"
 
     minibatch: int = 3
     selection: Literal["pareto", "current_best", "epsilon_greedy", "top_k_pareto"] = "pareto"
