@@ -146,7 +146,7 @@ def test_score_end_to_end(call, model, files, tmp_path):
     assert out[3] == "highest 2:"
     rows = [json.loads(line) for line in (files / "pool.jsonl").read_text().splitlines()]
     for line, row in zip([*out[1:3], *out[4:6]], [*scores.bottom(k=2), *scores.top(k=2)], strict=True):
-        assert line == f"  {scores.values[row]:+.4g}  row {row}  {rows[row]['sentence']} | {rows[row]['class']}"
+        assert line == f"  {scores.values[row]:+.4g}  row {row}  {rows[row]['sentence']} [label {rows[row]['class']}]"
     assert scores.explain(0, 1).helpful[0].text is not None, "tokens and tokenizer are kept"
 
 

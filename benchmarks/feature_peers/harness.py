@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import resource
 import statistics
 import time
@@ -104,6 +105,15 @@ def cpu_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mebibytes() -> int:
+    """Largest resident memory since ``reset_peak``. (``ru_maxrss`` is no less than that of the process that started this one.)"""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024  # type: ignore[index]
+
+
 class Clock:
     """CPU seconds by phase: ``set-up`` does not grow with the rows, ``features`` and ``scores`` do."""
 
@@ -146,7 +156,7 @@ def measure(
     scores, floats = np.empty(0), None
     for _ in range(repeats):
         floors.append(floor(job, batches))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        reset_peak()
         clocks.append(Clock())
         scores, floats = method(job, clocks[-1], *words)
     phases = {name: statistics.median(clock.seconds[name] for clock in clocks) for name in clocks[0].seconds}
@@ -162,8 +172,7 @@ def measure(
         "over floor": over(["set-up", "features", "scores"]) if side_by_side else None,
         "over floor, set-up apart": over(["features", "scores"]) if side_by_side else None,
         "floor": statistics.median(floors),
-        "floor MiB": before // 1024 if repeats == 1 else None,
-        "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak MiB": peak_mebibytes(),
         "repeats": repeats,
         "rows": [len(job.sides["pool"]), len(job.sides["queries"])],
     }

@@ -67,7 +67,8 @@ class Rotated:
         return len(self.features)
 
     def __getitem__(self, key: slice, /) -> Tensor:
-        rows = torch.as_tensor(np.array(self.features[key])).float().flatten(1)
+        found = self.features[key]
+        rows = (found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))).float().flatten(1)
         parts = []
         start = 0
         for index, (_, left, right, _) in enumerate(self._shapes()):

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from hfdataopt import cli
+from hfdataopt.errors import MissingDependencyError
 from hfdataopt.plugins import Source, host
 
 from .blocks import PAGES, ROOT, Block, blocks
@@ -174,8 +175,8 @@ def check_script(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with pytest.raises(Parsed):
             runpy.run_path(str(script), run_name="__main__")
-    except ModuleNotFoundError as error:
-        pytest.skip(f"{script.name} needs {error.name}, which is not installed")
+    except (ModuleNotFoundError, MissingDependencyError) as error:
+        pytest.skip(f"{script.name} needs a package that is not installed: {error}")
     finally:
         os.environ.clear()  # scripts set variables of their own
         os.environ.update(environment)

@@ -191,7 +191,7 @@ def test_a_row_without_text_or_tokens():
     strict = get_filter("rds", model=model, processing_class=read).fit(data, TARGET)
     with pytest.raises(DataError, match="has no score"):
         strict({"text": [""]})
-    with pytest.raises(DataError, match="rds: in target, the row with text '\"\"' has no text or no representation"):
+    with pytest.raises(DataError, match="rds: in target, row 0 with text '' has no text or no representation"):
         f.fit(data, data.select([2]))
 
 

@@ -340,7 +340,7 @@ def test_a_search_that_was_killed_says_what_it_spent(work: Path, tmp_path: Path)
         (["{work}/pool.jsonl"], "cannot be read"),
         (["{work}/model/config.json"], "neither an evaluation nor a summary"),
         (["{work}/scores", "--output", "x.txt"], "must end in .html"),
-        (["{work}/scores", "--show", "0"], "show=0"),
+        (["{work}/scores", "--show", "0"], "--show 0"),
         (["{work}/scores", "--text", "x"], "--dataset"),
         (["{work}/scores", "--dataset", "{work}/pool.jsonl", "--text", "x"], "no column 'x'; it has: sentence"),
         (["{work}/scores", "--dataset", "{work}/pool.jsonl", "--flipped", "sentence"], "true or false"),

@@ -286,7 +286,7 @@ def test_the_key_is_sent_and_never_written(
         ({"column": "completion", "stronger": "x"}, r"nice-amc: give column= "),
         ({"stronger": None, "column": "completion", "endpoint": "http://x/v1"}, r"nice-amc: endpoint="),
         ({"stronger": 7}, r"nice-amc: stronger=7 is neither a causal"),
-        ({"stronger": "m", "endpoint": "nowhere"}, r"base_url must be a URL"),
+        ({"stronger": "m", "endpoint": "nowhere"}, r"endpoint must be a URL"),
         ({"column": "completion", "baseline": "leave-one-out", "samples": 1}, r"nice-amc: baseline='leave-one-out'"),
         ({"column": "completion", "temperature": 0.5}, r"nice-amc: temperature has no use with column="),
         ({"stronger": "m", "endpoint": "http://x/v1", "top_k": 5}, r"nice-amc: top_k has no use with endpoint="),

@@ -124,7 +124,7 @@ def test_bad_input():
         list(PromptSampler(rows()))
     with pytest.raises(OptionError, match="cannot be chosen from 3"):
         list(PromptSampler(rows(), prompts=4, candidates=3))
-    with pytest.raises(OptionError, match="is unknown"):
+    with pytest.raises(OptionError, match="is not allowed; it takes 'sampled'"):
         PromptSampler(rows(), estimate="median")
     with pytest.raises(DataError, match="a stream"):
         PromptSampler(rows().to_iterable_dataset())
