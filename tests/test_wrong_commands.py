@@ -102,6 +102,9 @@ WRONG = [
     (f"{EVALUATE} --flipped label --seeds 0", "--seeds must be at least 1", "got 0"),
     ("demo --flip 0.7", "--flip 0.7", "below 0.5"),
     ("demo --text body", "--text goes with --dataset", "which is missing"),
+    (f"{SCORE} --batch_size 2 --batch_size 4", "--batch_size is given 2 times", "give it once"),
+    (f"{SCORE} --pool pool.csv", "--pool is given 2 times", "give it once, with its values one after another"),
+    ("check-plugin saved", "'saved'", "the folder saved is not installed: run pip install -e saved"),
     # files and folders
     (SCORE.replace("pool.jsonl", "poool.jsonl", 1), "'poool.jsonl'", "does not exist"),
     (SCORE.replace("pool.jsonl", "part-*.jsonl", 1), "the pattern 'part-*.jsonl'", "no file matches"),

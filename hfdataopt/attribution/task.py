@@ -56,7 +56,7 @@ def read_labels(model: Any, pool: Rows, queries: Rows | None, who: str, batch_si
     classes = sorted(set(pool_values))
     if len(classes) < 2:
         raise DataError(
-            f"{who}: all {len(pool)} pool rows have the label {classes[0]}; at least two classes are needed"
+            f"{who}: all {len(pool)} pool rows have the label {classes[0]}; at least two classes are needed{_of_words(words)}"
         )
     if words and len(classes) > MAX_LABEL_WORDS:
         raise DataError(
@@ -70,10 +70,20 @@ def read_labels(model: Any, pool: Rows, queries: Rows | None, who: str, batch_si
         unknown = [(queries.ids[i], value) for i, value in enumerate(query_values) if value not in index]
         if unknown:
             raise DataError(
-                f"{who}: query row {unknown[0][0]!r} has the label {unknown[0][1]}, which no pool row has ({len(unknown)} such queries)"
+                f"{who}: query row {unknown[0][0]!r} has the label {unknown[0][1]}, which no pool row has ({len(unknown)} such "
+                f"queries){_of_words(words)}"
             )
         query_labels = torch.tensor([index[value] for value in query_values])
     return ClassLabels(classes, torch.tensor([index[value] for value in pool_values]), query_labels, words)
+
+
+def _of_words(words: bool) -> str:
+    """What to add where labels are the tokens that a language model's answers begin with."""
+    return (
+        "; labels are the first tokens of the answers here: for free text use tracin, influence or loss"
+        if words
+        else ""
+    )
 
 
 def _labels_of(model: Any, rows: Rows, who: str, batch_size: int) -> tuple[list[int], bool]:

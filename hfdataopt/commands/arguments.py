@@ -64,6 +64,16 @@ class Parser(argparse.ArgumentParser):
 
         return _IN_PYTHON.sub(typed, message)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but an argument given twice is an error: the last would win without a word."""
+        flags = {flag: action for action in self._actions for flag in action.option_strings}
+        once = [flags.get(str(word).partition("=")[0]) for word in args or ()]
+        for action in {action.dest: action for action in once if type(action) is argparse._StoreAction}.values():
+            if once.count(action) > 1:
+                more = ", with its values one after another" if action.nargs in ("+", "*") else ""
+                self.error(f"{action.option_strings[0]} is given {once.count(action)} times; give it once{more}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise OptionError(f"{message} ('{self.prog} --help' lists the arguments)")
 

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from hfdataopt.commands.arguments import Parser, add_component_options, component_options, parse_with_component
@@ -71,7 +72,13 @@ def _found(name: str, kind: str | None) -> tuple[list[Component], list[Any]]:
         near = difflib.get_close_matches(name, sorted(names), n=1)
         raise PluginError(
             f"no installed {kind or 'component, plugin or distribution'} is called {name!r}"
-            + (f" (did you mean {near[0]!r}?)" if near else "; 'hfdataopt plugins' lists what there is")
+            + (
+                f"; the folder {name} is not installed: run pip install -e {name}"
+                if Path(name).is_dir()
+                else f" (did you mean {near[0]!r}?)"
+                if near
+                else "; 'hfdataopt plugins' lists what there is"
+            )
         )
     return found, failures
 

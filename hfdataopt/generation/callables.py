@@ -176,7 +176,7 @@ class CallableGenerator(Generator):
         if not isinstance(texts, list | tuple):
             raise DataError(
                 f"{self._who}: a call for {len(keys)} prompts (rows {keys[0]!r} to {keys[-1]!r}) must return a list of as many "
-                f"texts; it returned {str(returned)[:80]!r}; a function of one prompt needs batched=False"
+                f"texts; it returned {str(returned)[:80]!r}; a function of one prompt is handed over as CallableGenerator(function, batched=False)"
             )
         if len(texts) != len(keys):
             raise DataError(

@@ -66,6 +66,10 @@ def select(
     import datasets
 
     streaming = isinstance(dataset, datasets.IterableDataset)
+    if isinstance(by, list | tuple):
+        raise OptionError(
+            f"select: one filter, Scores or a column at a time; got {len(by)}. The filter 'combine' ranks by several"
+        )
     if "keep" in options:
         raise OptionError(
             "select: keep= is get_filter's word; here it is rule=, e.g. select(dataset, by, rule=top(k=100))"

@@ -142,7 +142,10 @@ def test_a_function_that_raises_stops_and_keeps(late: bool) -> None:
         (["x", "y"], "2 texts arrived for 3 prompts .rows 'a' to 'c'.; return one for each"),
         (["x", 3, "z"], "completion of row 'b' is int, not text; got '3'"),
         (["x", "y", None], "completion of row 'c' is NoneType, not text"),
-        ("xyz", "must return a list of as many texts; it returned 'xyz'; a function of one prompt needs batched=False"),
+        (
+            "xyz",
+            "must return a list of as many texts; it returned 'xyz'; .* is handed over as CallableGenerator.*batched=False",
+        ),
         (None, "must return a list"),
     ],
 )

@@ -140,6 +140,11 @@ def test_edited_rows_keep_their_scores_where_that_is_asked_for(capsys):
         select(mended, get_filter("random"), k=2, edited=True)
 
 
+def test_several_filters_at_a_time():
+    with pytest.raises(OptionError, match=r"one filter, Scores or a column at a time; got 2\. The filter 'combine'"):
+        select(DATA, ["length", "random"], k=1)
+
+
 def test_scores_of_another_dataset_are_refused():
     with pytest.raises(DataError, match="with_row_ids"):
         select(DATA.select(range(5)), scores(), k=1)
