@@ -113,6 +113,14 @@ class Person:
         return json.loads(self.ask("/undo", {"pair": key}).content)
 
 
+def look(person: Person) -> dict:
+    """What they see; a server that has stopped in between has told its end to who asked last."""
+    try:
+        return person.look()
+    except ConnectionError:
+        return {"over": True}
+
+
 @pytest.fixture
 def begin():
     """``begin(questions, **options)``: a running search and its judge."""
@@ -308,7 +316,7 @@ def test_two_people_never_have_the_same_pair_and_all_words_count_once(begin):
 
     def work(name: str) -> None:
         person = Person(search.judge, name)
-        while not (view := person.look())["over"]:
+        while not (view := look(person))["over"]:
             if view["pair"]:
                 seen.setdefault(view["pair"]["key"], set()).add(name)
                 person.vote("left", view["pair"]["key"])
@@ -337,7 +345,7 @@ def test_the_end_is_told_and_the_server_stops(begin):
     ann.vote("left")
     assert json.loads(bob.ask("/finish", {}).content)["finished"]
     for person in (ann, bob):
-        while not person.look()["over"]:  # the loop takes a moment to end
+        while not look(person)["over"]:  # the loop takes a moment to end
             time.sleep(0.02)
     search.join()
     with pytest.raises(ConnectionError):
@@ -485,14 +493,6 @@ def test_tokens_differ():
 def pairs(count: int = 6) -> Dataset:
     rows = [{"prompt": f"Row {n}", "completions": [f"good {n}", f"bad {n}"], "extra": n} for n in range(count)]
     return Dataset.from_list(rows)
-
-
-def look(person: Person) -> dict:
-    """What they see; a server that has stopped in between has told its end to who asked last."""
-    try:
-        return person.look()
-    except ConnectionError:
-        return {"over": True}
 
 
 def serve(file: Path, data: Dataset, words) -> Dataset:
