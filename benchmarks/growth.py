@@ -145,7 +145,10 @@ def main() -> None:
     if "knn" in options.part:
         rows_table(results, "KNN-Shapley, 16 queries: t n log n", KNN, powers, 16)
     if "store" in options.part:
-        caption = "Feature store, 256 floats a row: write, read back, products with 16 queries; time linear; memory of the products, and the pages of the mapped file"
+        caption = (
+            "Feature store, 256 floats a row: write, read back, products with 16 queries; time linear; memory of the products, "
+            "and the pages of the mapped file"
+        )
         rows_table(results, caption, STORE, powers, 16)
     if "filters" in options.part:
         for name, fixed in (("dsir", {"hash": "vectorised"}), ("bm25", {})):
