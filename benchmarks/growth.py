@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from results import Results
 
 PRELUDE = """
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--part", choices=parts, nargs="+", default=list(parts))
     parser.add_argument("--largest", type=int, default=1_000_000)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # as the children
     results = Results("growth", "python benchmarks/growth.py")
     powers = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= options.largest]
     if "shapley" in options.part:
