@@ -27,6 +27,7 @@ import gradient_features as toy  # noqa: E402
 import label_noise  # noqa: E402
 import lds  # noqa: E402
 import numpy as np  # noqa: E402
+import tokenizers  # noqa: E402
 import transformers  # noqa: E402
 from environments import versions  # noqa: E402
 from install import PEERS, install  # noqa: E402
@@ -226,6 +227,10 @@ def speed_job(work: Path, rows: int, queries: int, steps: int) -> Path:
             for count, seed in ((rows, 1), (queries, 2))
         ]
         save_job(folder, model, *sides, toy.BATCH)
+        numbers = tokenizers.models.WordLevel({str(i): i for i in range(toy.VOCABULARY)}, unk_token="0")
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers.Tokenizer(numbers), pad_token="0", eos_token="0"
+        ).save_pretrained(folder / "model")  # bergson's commands ask for one
     return folder
 
 
