@@ -16,6 +16,8 @@ from hfdataopt.generation import LocalGenerator
 from hfdataopt.retraining import Recipe, utility
 from hfdataopt.testing.tiny import BAD, GOOD, good_words, prompts, reader, speaker
 
+from ..words import replaced
+
 RECIPE = Recipe(epochs=8, learning_rate=0.02, batch_size=4)
 OPTIONS: dict[str, Any] = {"samples": 3, "max_new_tokens": 4}
 
@@ -179,7 +181,7 @@ def test_both_measures_from_the_shell(folder: Path, monkeypatch: Any, capsys: An
 )
 def test_mistakes_are_one_line(folder: Path, monkeypatch: Any, capsys: Any, words: str, says: str) -> None:
     monkeypatch.chdir(folder)
-    assert cli.main([*EVALUATE.split(), *words.split(), "--output_dir", "never"]) == 2
+    assert cli.main([*replaced(EVALUATE.split(), words.split()), "--output_dir", "never"]) == 2
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.strip() and "Loading weights" not in line]
     assert (out, len(lines)) == ("", 1), err
