@@ -1,8 +1,8 @@
-"""Speed of the Shapley engine against the least that its algebra can cost, in one run: `python
-benchmarks/shapley_speed.py`.
+"""Speed of the Shapley engine against the least that its algebra can cost, in one run.
 
-One un-truncated permutation, one thread, CPU seconds (`time.process_time`), medians of interleaved repeats, random
-data.
+    python benchmarks/shapley_speed.py
+
+One un-truncated permutation, one thread, CPU seconds, random data.
 - bare floor: `torch.linalg.cholesky` of a kernel that is already in order, `solve_triangular` for the queries and
   targets, and a blocked cumulative sum of the difference of two classes. No gather of the permuted kernel, no utility,
   no bookkeeping.
@@ -15,15 +15,16 @@ Peak memory is that of a child process that runs `shapley_values` on 5,000 rows 
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from quiet import quiet_and_single_threaded
+from results import Results
+from timing import in_turn, ratio
 from torch import Tensor
 
 from hfdataopt.shapley import prefix_predictions, prefix_predictions_reference
@@ -78,25 +79,8 @@ def bare_floor(kernel: Tensor, right: Tensor, queries: int, ridge: float) -> Cal
     return run
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-def shuffled_medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    shuffle = random.Random(0)
-    for _ in range(repeats):
-        # Who runs after whom decides whose memory is still mapped, which is worth several per cent.
-        for name in shuffle.sample(sorted(runs), len(runs)):
-            times[name].append(seconds(runs[name]))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def compare(rows: int, queries: int, classes: int, repeats: int) -> None:
+def compare(results: Results, rows: int, queries: int, classes: int, repeats: int) -> None:
+    """A table of one permutation."""
     kernel, cross, labels, query_labels = make(rows, queries, classes)
 
     def problem(**changes: Any) -> Problem:
@@ -121,48 +105,56 @@ def compare(rows: int, queries: int, classes: int, repeats: int) -> None:
         "ours + out-of-bag + per query": ours(problem(per_query=True)),
         "ours, log-likelihood": ours(problem(utility="log-likelihood")),
     }
-    medians = shuffled_medians(runs, repeats)
-    print(f"\nn = {rows}, t = {queries}, c = {classes}: one permutation, median of {repeats}")
-    for name, value in medians.items():
-        print(f"  {name:32s} {value:8.4f} s   {value / medians['bare floor']:5.2f} x the floor")
+    times, _ = in_turn(runs, repeats)
+    floor = times["bare floor"]
+    results.table(
+        f"One permutation, {rows:,} rows, {queries} queries, {classes} classes; medians of {repeats}",
+        ["", "CPU s", "x floor"],
+        [[name, statistics.median(taken), ratio(taken, floor)] for name, taken in times.items()],
+    )
 
 
-def compare_reference(rows: int, queries: int) -> None:
+def compare_reference(results: Results, rows: int, queries: int, repeats: int) -> None:
+    """A table of the predictions of all prefixes."""
     kernel, cross, labels, _ = make(rows, queries, 2)
     targets = torch.nn.functional.one_hot(labels, 2).double()
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(1))
-    medians = shuffled_medians(
-        {
-            "ours": lambda: prefix_predictions(kernel, cross, targets, order, ridge=1e-2),
-            "plain reference": lambda: prefix_predictions_reference(kernel, cross, targets, order, ridge=1e-2),
-        },
-        3,
+    runs = {
+        "ours": lambda: prefix_predictions(kernel, cross, targets, order, ridge=1e-2),
+        "one solve per prefix": lambda: prefix_predictions_reference(kernel, cross, targets, order, ridge=1e-2),
+    }
+    times, _ = in_turn(runs, repeats)
+    results.table(
+        f"Predictions of all prefixes, {rows} rows, {queries} queries, 2 classes; medians of {repeats}",
+        ["", "CPU s", "x ours"],
+        [[name, statistics.median(taken), ratio(taken, times["ours"])] for name, taken in times.items()],
     )
-    print(f"\nn = {rows}, t = {queries}, c = 2: predictions of all prefixes")
-    print(f"  ours {medians['ours']:.4f} s, plain reference {medians['plain reference']:.2f} s", end="")
-    print(f" ({medians['plain reference'] / medians['ours']:.0f} x)")
 
 
-def measure_memory(rows: int, queries: int, ridge: str) -> None:
-    script = MEMORY_SCRIPT.format(rows=rows, queries=queries, ridge=ridge)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    peak, spent = done.stdout.split()
-    print(f"\nn = {rows}, t = {queries}, ridge = {ridge}: shapley_values, 1 permutation, in a process of its own")
-    print(f"  peak {peak} MiB, {spent} CPU s with the utility of all rows and the ridge")
+def measure_memory(results: Results, rows: int, queries: int) -> None:
+    """A table of the peak memory of processes of their own."""
+    lines: list[list[Any]] = []
+    for ridge in ("1.0", "'auto'"):
+        script = MEMORY_SCRIPT.format(rows=rows, queries=queries, ridge=ridge)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        lines.append([f"`ridge={ridge}`", *map(float, done.stdout.split())])
+    results.table(
+        f"`shapley_values`, 1 permutation of {rows:,} rows and {queries} queries, with the utility of all rows and the ridge",
+        ["", "peak MiB", "CPU s"],
+        lines,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--quick", action="store_true", help="small sizes only")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    compare(500 if options.quick else 2000, 500, 2, options.repeats)
-    compare(500 if options.quick else 1000, 500, 6, options.repeats)
-    compare_reference(200 if options.quick else 400, 100)
-    if not options.quick:
-        measure_memory(5000, 872, "1.0")
-        measure_memory(5000, 872, "'auto'")
+    quiet_and_single_threaded()
+    results = Results("shapley_speed", f"python benchmarks/shapley_speed.py --repeats {options.repeats}")
+    compare(results, 2000, 500, 2, options.repeats)
+    compare(results, 1000, 500, 6, options.repeats)
+    compare_reference(results, 400, 100, 3)
+    measure_memory(results, 5000, 872)
 
 
 if __name__ == "__main__":
