@@ -2,24 +2,26 @@
 
     python benchmarks/bandit_variance.py
 
-Seconds of the clock and of the CPU, best of the repeats. The explicit way forms the gradient of every candidate (``vmap`` of
+CPU seconds, medians of repeats that take turns. The explicit way forms the gradient of every candidate (``vmap`` of
 ``grad``, in chunks) and solves with the t x t matrix: the same exact numbers, and the cheapest way with explicit gradients.
 The diagonal of explicit gradients is what released code of NeuralUCB computes.
 """
 
 import argparse
-import math
-import time
+import statistics
 from collections.abc import Callable
 
 import torch
 from quiet import quiet_and_single_threaded
+from results import Results
+from timing import in_turn, ratio
 from torch import Tensor, nn
 
 from hfdataopt.bandits import neural_variance
 from hfdataopt.bandits.surrogates import mlp
 
 RIDGE = 0.1
+MATRICES = {"full": False, "diagonal": True}
 
 
 def explicit_gradients(network: nn.Module, points: Tensor) -> Tensor:
@@ -46,61 +48,81 @@ def explicit(network: nn.Module, pool: Tensor, observed: Tensor, diagonal: bool,
     return torch.cat(parts)
 
 
-def timed(work: Callable[[], Tensor], repeats: int) -> tuple[Tensor, float, float]:
-    best = (math.inf, math.inf)
-    for _ in range(repeats):
-        wall, cpu = time.perf_counter(), time.process_time()
-        result = work()
-        best = (min(best[0], time.perf_counter() - wall), min(best[1], time.process_time() - cpu))
-    return result, *best
-
-
 def case(
     inputs: int, widths: tuple[int, ...], pool: int, observed: int, dtype: torch.dtype
-) -> tuple[nn.Module, Tensor, Tensor]:
+) -> tuple[nn.Module, Tensor, Tensor, str]:
+    """Network, candidates, observations and a caption."""
     generator = torch.Generator().manual_seed(0)
     network = mlp(inputs, widths, seed=0, last=1.0).to(dtype)
     rows = torch.randn(pool + observed, inputs, generator=generator, dtype=torch.float64) / inputs**0.5
-    print(
-        f"\n{pool:,} candidates, {sum(p.numel() for p in network.parameters()):,} parameters "
+    caption = (
+        f"{pool:,} candidates, {sum(p.numel() for p in network.parameters()):,} parameters "
         f"({inputs}-{'-'.join(map(str, widths))}-1), {observed} observations, {str(dtype).removeprefix('torch.')}"
     )
-    return network, rows[:pool].to(dtype), rows[pool:].to(dtype)
+    return network, rows[:pool].to(dtype), rows[pool:].to(dtype), caption
+
+
+def largest_difference(found: Tensor, wanted: Tensor) -> str:
+    """Relative, to one digit."""
+    return f"{float(((found - wanted) / wanted).abs().max()):.0e}"
+
+
+def against_float64(
+    results: Results, inputs: int, widths: tuple[int, ...], candidates: int, observations: int, repeats: int
+) -> None:
+    """A table of a large network, where explicit gradients do not fit."""
+    network, pool, observed, caption = case(inputs, widths, candidates, observations, torch.float32)
+    runs: dict[str, Callable[[], Tensor]] = {
+        name: lambda diagonal=diagonal: neural_variance(network, pool, observed, ridge=RIDGE, diagonal=diagonal)
+        for name, diagonal in MATRICES.items()
+    }
+    times, found = in_turn(runs, repeats)
+    network.double()
+    rows = pool[: candidates // 20].double()
+    exact = {
+        name: neural_variance(network, rows, observed.double(), ridge=RIDGE, diagonal=diagonal)
+        for name, diagonal in MATRICES.items()
+    }
+    results.table(
+        f"{caption}; medians of {repeats}",
+        ["matrix", "CPU s", f"largest relative difference from float64, {len(rows)} candidates"],
+        [
+            [name, statistics.median(times[name]), largest_difference(found[name][: len(rows)], exact[name])]
+            for name in runs
+        ],
+    )
+
+
+def against_explicit(
+    results: Results, inputs: int, widths: tuple[int, ...], candidates: int, observations: int, repeats: int
+) -> None:
+    """A table of a small network beside explicit gradients."""
+    network, pool, observed, caption = case(inputs, widths, candidates, observations, torch.float64)
+    lines = []
+    for name, diagonal in MATRICES.items():
+        runs: dict[str, Callable[[], Tensor]] = {
+            "ours": lambda diagonal=diagonal: neural_variance(network, pool, observed, ridge=RIDGE, diagonal=diagonal),
+            "explicit": lambda diagonal=diagonal: explicit(network, pool, observed, diagonal),
+        }
+        times, found = in_turn(runs, repeats)
+        medians = [statistics.median(times[side]) for side in runs]
+        error = largest_difference(found["ours"], found["explicit"])
+        lines.append([name, *medians, ratio(times["explicit"], times["ours"]), error])
+    results.table(
+        f"{caption}; medians of {repeats}",
+        ["matrix", "CPU s", "explicit gradients, CPU s", "times as fast", "largest relative difference"],
+        lines,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats
     quiet_and_single_threaded()
-
-    network, pool, observed = case(4096, (230, 230), 10_000, 200, torch.float32)
-    for diagonal in (False, True):
-        ours, wall, cpu = timed(
-            lambda diagonal=diagonal: neural_variance(network, pool, observed, ridge=RIDGE, diagonal=diagonal), repeats
-        )
-        exact = neural_variance(
-            network.double(), pool[:500].double(), observed.double(), ridge=RIDGE, diagonal=diagonal
-        )
-        error = float(((ours[:500] - exact) / exact).abs().max())
-        network.float()
-        print(
-            f"  {'diagonal' if diagonal else 'full':8s}  {wall:7.3f} s, CPU {cpu:7.3f} s; float64 differs by {error:.0e}"
-        )
-
-    network, pool, observed = case(1024, (100,), 1000, 100, torch.float64)
-    for diagonal in (False, True):
-        ours, wall, cpu = timed(
-            lambda diagonal=diagonal: neural_variance(network, pool, observed, ridge=RIDGE, diagonal=diagonal), repeats
-        )
-        plain, slow_wall, slow_cpu = timed(
-            lambda diagonal=diagonal: explicit(network, pool, observed, diagonal), max(1, repeats // 2)
-        )
-        error = float(((ours - plain) / plain).abs().max())
-        print(
-            f"  {'diagonal' if diagonal else 'full':8s}  {wall:7.4f} s, CPU {cpu:7.4f} s; explicit gradients {slow_wall:.2f} s, "
-            f"CPU {slow_cpu:.2f} s: {slow_cpu / cpu:.0f} x the CPU; largest relative difference {error:.0e}"
-        )
+    results = Results("bandit_variance", f"python benchmarks/bandit_variance.py --repeats {repeats}")
+    against_float64(results, 4096, (230, 230), 10_000, 200, repeats)
+    against_explicit(results, 1024, (100,), 1000, 100, repeats)
 
 
 if __name__ == "__main__":

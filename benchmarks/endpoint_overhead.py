@@ -28,6 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from quiet import quiet_and_single_threaded
+from results import Results
+
 from hfdataopt.generation import EndpointGenerator
 from hfdataopt.generation.endpoint import backoff, request_seed
 from hfdataopt.prompting.candidate import Candidate, Query
@@ -136,8 +139,8 @@ def server(**options: Any) -> Iterator[tuple[EndpointGenerator, Any]]:
         process.wait()
 
 
-def measure(concurrency: int, repeat: int) -> None:
-    """The generator alone."""
+def measure(concurrency: int, repeat: int) -> list[Any]:
+    """The generator alone: a line of the table."""
     with server(concurrency=concurrency) as (generator, log):
         keys = list(range(EVALUATIONS))
         prompts = [f"item {repeat}/{key}" for key in keys]
@@ -148,7 +151,7 @@ def measure(concurrency: int, repeat: int) -> None:
         logged = Counter(answer for _, answer in log())
     right = [row[0].text for row in found] == [f"said {prompt}" for prompt in prompts]
     agree = logged == answers and logged.total() == generator.attempts and right
-    say("generator", concurrency, wall, expected, cpu, logged, "simulation and generator", agree)
+    return line("generator", concurrency, wall, expected, cpu, logged, agree)
 
 
 @dataclass
@@ -167,8 +170,8 @@ class Fixed(PromptOptimizer):
         return asked
 
 
-def measure_search(concurrency: int, repeat: int) -> None:
-    """The same number of evaluations as a search, all candidates of which are asked for at once."""
+def measure_search(concurrency: int, repeat: int) -> list[Any]:
+    """The same number of evaluations as a search, all candidates of which are asked for at once: a line of the table."""
     rows = [{"prompt": f"item {repeat}/{number}"} for number in range(ITEMS)]
     texts = [f"instruction {number}" for number in range(EVALUATIONS // ITEMS)]
     with server(concurrency=concurrency) as (generator, log), tempfile.TemporaryDirectory() as folder:
@@ -214,19 +217,22 @@ def measure_search(concurrency: int, repeat: int) -> None:
         and len(requests) == result.spent["calls"] == EVALUATIONS
         and len(logged) == generator.attempts
     )
-    say("search   ", concurrency, wall, expected, cpu, kinds, "simulation and ledger", agree)
+    return line("search", concurrency, wall, expected, cpu, kinds, agree)
 
 
-def say(
-    what: str, concurrency: int, wall: float, expected: float, cpu: float, kinds: Counter[str], whose: str, agree: bool
-) -> None:
-    print(
-        f"{what} concurrency {concurrency:>2}: {wall:6.2f} s, simulated {expected:6.2f} s, ratio {wall / expected:.3f}; own CPU "
-        f"{cpu / EVALUATIONS * 1000:.2f} ms per evaluation, {cpu / kinds.total() * 1000:.2f} ms per request; "
-        f"{kinds.total()} requests ({kinds['429']} x 429, {kinds['500']} x 500, {kinds['stall']} stalls), "
-        f"server's log, {whose} {'agree' if agree else 'DISAGREE'}",
-        flush=True,
-    )
+def line(
+    what: str, concurrency: int, wall: float, expected: float, cpu: float, kinds: Counter[str], agree: bool
+) -> list[Any]:
+    return [
+        what, concurrency, wall, expected, wall / expected, cpu / EVALUATIONS * 1000, cpu / kinds.total() * 1000,
+        kinds.total(), kinds["429"], kinds["500"], kinds["stall"], "yes" if agree else "NO",
+    ]  # fmt: skip
+
+
+COLUMNS = [
+    "", "concurrency", "seconds", "simulated", "ratio", "CPU ms per evaluation", "CPU ms per request", "requests", "429", "500", "stalls",
+    "agrees",
+]  # fmt: skip
 
 
 def main() -> None:
@@ -238,6 +244,8 @@ def main() -> None:
     if arguments.serve:
         asyncio.run(serve())
         return
+    quiet_and_single_threaded()
+    results = Results("endpoint_overhead", f"python benchmarks/endpoint_overhead.py --repeats {arguments.repeats}")
     logging.disable(logging.WARNING)
     import huggingface_hub
 
@@ -250,11 +258,19 @@ def main() -> None:
             "train_dataset": [{"prompt": "x"}],
         }
         PromptTrainer(Fixed(["y"]), model=lambda prompts: prompts, args=args, **rewards).train()
-    print(f"a first search, of one evaluation by a function: {time.process_time() - began:.2f} s of CPU", flush=True)
+    first = time.process_time() - began
+    lines = []
     for concurrency in arguments.concurrency:
         for repeat in range(arguments.repeats):
-            measure(concurrency, repeat)
-            measure_search(concurrency, repeat)
+            lines += [measure(concurrency, repeat), measure_search(concurrency, repeat)]
+            print(*lines[-2:], sep="\n", flush=True)
+    results.table(
+        f"{EVALUATIONS} evaluations, one or more requests each",
+        COLUMNS,
+        sorted(lines, key=lambda line: line[:2]),
+        f"*Agrees*: requests and failures are those of the simulation, in the server's log and in the generator's count; those of a "
+        f"search are lines of its ledger too. A first search in a process, of one evaluation by a function: {first:.2f} s of CPU.",
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""Speed and memory of the filters beside the packages they replace, in one run: `python benchmarks/filter_speed.py`.
+"""Speed and memory of the filters beside the packages they replace, in one run.
 
-One thread, CPU seconds (`time.process_time`), the least of interleaved repeats, the cache of n-grams emptied before each.
+    python benchmarks/filter_speed.py [--part dsir bm25 map top memory]
+
+One thread, CPU seconds, medians of repeats that take turns, the cache of n-grams emptied before each.
 Text: `../shared/data/instruct/dolly` where it is there, else made up.
 - dsir: `fit` and `map`, against the authors' package (`pip install data-selection`, needed by this alone).
-- bm25: `fit` and `map`, against bm25s: tokens, index and the scores of every query.
+- bm25: `fit` and `map`, against bm25s and rank_bm25 (`pip install rank-bm25`, needed by this alone): tokens, index and the
+  scores of every query. All three sum `idf(w) f (k1 + 1) / (f + k1 (1 - b + b |d| / mean |d|))` with k1 = 1.5 and b = 0.75 over the
+  same tokens. The idf of rank_bm25 is `ln((N - df + 0.5) / (df + 0.5))`, and a quarter of the mean idf where that is negative;
+  that of bm25s (`lucene`) and of the filter has `+ 1` inside the logarithm. The row "with our idf" puts this one into rank_bm25.
 - map: the map function on a dataset on disk, against the same filter on lists in memory.
 - top: choosing and fitting the rule on 2,000,000 scores.
 - memory: peak of a process of its own that fits on a stream and filters it, with 10^5 and 10^6 rows.
@@ -15,25 +20,31 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", HF_HUB_OFFLINE="1")
 
 import numpy as np
-import torch
 from datasets import Dataset, load_from_disk
+from quiet import quiet_and_single_threaded
+from results import Results
+from timing import cpu_seconds, in_turn, ratio
 
 from hfdataopt import get_filter, top
 from hfdataopt.selection import words
 from hfdataopt.selection.rules import Candidates
+from hfdataopt.statistics import rank_correlation
 
+AUTHORS = "authors' package"
 DOLLY = Path(__file__).parents[2] / "shared" / "data" / "instruct" / "dolly"
 
 MEMORY_SCRIPT = """
@@ -67,10 +78,10 @@ def made_up(rows: int, length: int) -> list[str]:
 
 
 def read(rows: int) -> tuple[list[str], list[str], str]:
-    """Pool, 15 queries, and where they come from."""
+    """Pool, 15 queries, and what they are."""
     if not DOLLY.is_dir():
         made = made_up(rows + 15, 150)
-        return made[15:], made[:15], "made-up text"
+        return made[15:], made[:15], "rows of made-up text"
 
     def lines(split: str) -> list[dict[str, str]]:
         return [json.loads(line) for line in (DOLLY / f"{split}.jsonl").open()]
@@ -79,26 +90,14 @@ def read(rows: int) -> tuple[list[str], list[str], str]:
         return row["prompt"] + "\n" + row["completion"]
 
     queries = [text(row) for row in lines("validation") if row["category"] == "closed_qa"][:15]
-    return [text(row) for row in lines("train")][:rows], queries, "dolly"
+    return [text(row) for row in lines("train")][:rows], queries, "rows of dolly"
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds without n-grams that an earlier run has kept, and without what packages print."""
     words._sha256_cache.cache_clear()
     with contextlib.redirect_stderr(io.StringIO()):
-        start = time.process_time()
-        result = run()
-        return time.process_time() - start, result
-
-
-def least(runs: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """The least seconds of each, run in turn, and its last result."""
-    times: dict[str, float] = {}
-    results: dict[str, Any] = {}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            spent, results[name] = seconds(run)
-            times[name] = min(spent, times.get(name, np.inf))
-    return times, results
+        return cpu_seconds(run)
 
 
 def fit_and_map(name: str, pool: Dataset, target: Dataset, **options: Any) -> Callable[[], np.ndarray]:
@@ -142,27 +141,34 @@ def overlap(a: np.ndarray, b: np.ndarray, fraction: float = 0.1) -> float:
     return len(set(np.argsort(-a)[:size]) & set(np.argsort(-b)[:size])) / size
 
 
-def compare_dsir(texts: list[str], queries: list[str], pool: Dataset, repeats: int, folder: Path) -> dict[str, float]:
+def compare_dsir(
+    results: Results, texts: list[str], queries: list[str], origin: str, pool: Dataset, repeats: int, folder: Path
+) -> None:
     target = Dataset.from_dict({"text": queries})
-    runs = {hash: fit_and_map("dsir", pool, target, hash=hash) for hash in ("sha256", "vectorised")}
+    runs = {f"`dsir`, {hash}": fit_and_map("dsir", pool, target, hash=hash) for hash in ("sha256", "vectorised")}
     authors = authors_dsir(texts, queries, folder)
-    times, scores = least(runs | ({"authors": authors} if authors else {}), repeats)
-    print(f"\ndsir, {len(texts)} rows, {len(queries)} of target: fit + map")
-    figures = {"overlap of the top 10 %": overlap(scores["sha256"], scores["vectorised"])}
-    if authors is None:
-        print("  the authors' package is not installed (pip install data-selection); skipped")
-    else:
-        figures["sha256 over authors"] = times["authors"] / times["sha256"]
-        figures["vectorised over authors"] = times["authors"] / times["vectorised"]
-        print(f"  authors' package   {times['authors']:7.3f} s")
-    for hash in runs:
-        ratio = f"   {times['authors'] / times[hash]:5.1f} x as fast" if authors else ""
-        print(f"  dsir, {hash:12s} {times[hash]:7.3f} s{ratio}")
+    times, scores = in_turn(runs | ({AUTHORS: authors} if authors else {}), repeats, clock=seconds)
+    sha256, vectorised = (scores[name] for name in runs)
+    notes = [f"Overlap of the top 10 % by sha256 and by the vectorised hash: {overlap(sha256, vectorised):.3f}."]
     if authors:
-        gap = np.abs(scores["sha256"] - scores["authors"]).max()
-        print(f"  buckets of every row identical: {same_buckets(texts)}; largest difference of a score {gap:.1e}")
-    print(f"  overlap of the top 10 % by sha256 and by the vectorised hash: {figures['overlap of the top 10 %']:.3f}")
-    return figures
+        gap = np.abs(sha256 - scores[AUTHORS]).max()
+        same = "identical" if same_buckets(texts) else "NOT identical"
+        notes.append(
+            f"sha256 beside the authors: the buckets of every row are {same}; largest difference of a score {gap:.1e}."
+        )
+    else:
+        notes.append("The authors' package was not installed: pip install data-selection.")
+    lines: list[list[Any]] = [[AUTHORS, None, None]] if not authors else []
+    lines += [
+        [name, statistics.median(times[name]), ratio(times[AUTHORS], times[name]) if authors else None]
+        for name in sorted(times)
+    ]
+    results.table(
+        f"DSIR, {len(texts):,} {origin}, {len(queries)} of target: fit and map, medians of {repeats}",
+        ["", "CPU s", "times as fast"],
+        lines,
+        *notes,
+    )
 
 
 def library_bm25(texts: list[str], queries: list[str]) -> Callable[[], np.ndarray]:
@@ -177,21 +183,67 @@ def library_bm25(texts: list[str], queries: list[str]) -> Callable[[], np.ndarra
     return run
 
 
-def compare_bm25(texts: list[str], queries: list[str], pool: Dataset, repeats: int) -> dict[str, float]:
+def rank_bm25(texts: list[str], queries: list[str], our_idf: bool) -> Callable[[], np.ndarray] | None:
+    """rank_bm25 on the tokens of bm25s; None where it is not installed."""
+    import bm25s
+
+    try:
+        from rank_bm25 import BM25Okapi
+    except ImportError:
+        return None
+
+    def run() -> np.ndarray:
+        rows, asked = (bm25s.tokenize(part, return_ids=False, show_progress=False) for part in (texts, queries))
+        index = BM25Okapi(rows)
+        if our_idf:
+            found = Counter(word for row in index.doc_freqs for word in row)
+            index.idf = {word: math.log((len(rows) - df + 0.5) / (df + 0.5) + 1) for word, df in found.items()}
+        return np.mean([index.get_scores(query) for query in asked], axis=0)
+
+    return run
+
+
+def compare_bm25(
+    results: Results, texts: list[str], queries: list[str], origin: str, pool: Dataset, repeats: int
+) -> None:
     target = Dataset.from_dict({"text": queries})
-    runs = {
+    peers = {
         "bm25s": library_bm25(texts, queries),
-        "mean": fit_and_map("bm25", pool, target),
-        "max": fit_and_map("bm25", pool, target, aggregate="max"),
+        "rank_bm25": rank_bm25(texts, queries, our_idf=False),
+        "rank_bm25 with our idf": rank_bm25(texts, queries, our_idf=True),
     }
-    times, scores = least(runs, repeats)
-    print(f"\nbm25, {len(texts)} rows, {len(queries)} queries: fit + map, against tokens + index + scores")
-    print(f"  bm25s              {times['bm25s']:7.3f} s")
-    for name in ("mean", "max"):
-        print(f"  bm25, {name:12s} {times[name]:7.3f} s   {times['bm25s'] / times[name]:5.2f} x as fast")
-    gap = np.abs(scores["mean"] / np.maximum(scores["bm25s"], 1e-9) - 1)[scores["bm25s"] > 0].max()
-    print(f"  largest relative difference of a score, which bm25s keeps in 32 bits: {gap:.1e}")
-    return {f"{name} over bm25s": times["bm25s"] / times[name] for name in ("mean", "max")}
+    ours = {f"`bm25`, {name}": fit_and_map("bm25", pool, target, aggregate=name) for name in ("mean", "max")}
+    runs = {name: run for name, run in peers.items() if run} | ours
+    times, scores = in_turn(runs, repeats, clock=seconds)
+    wanted = scores["`bm25`, mean"]
+
+    def beside(name: str) -> list[Any]:
+        if name not in scores or name in ours:
+            return [None] * 3
+        gap = np.abs(scores[name] - wanted).max() / wanted.max()
+        return [rank_correlation(scores[name], wanted), overlap(scores[name], wanted), f"{gap:.1e}"]
+
+    results.table(
+        f"BM25, {len(texts):,} {origin}, {len(queries)} queries: tokens, index and mean score, or fit and map; medians of {repeats}",
+        [
+            "",
+            "CPU s",
+            "x `bm25`, mean",
+            "rank correlation with it",
+            "overlap of the top 10 %",
+            "largest difference over the largest score",
+        ],
+        [
+            [
+                name,
+                statistics.median(times[name]) if name in times else None,
+                ratio(times[name], times["`bm25`, mean"]) if name in times else None,
+                *beside(name),
+            ]
+            for name in (*peers, *ours)
+        ],
+        *([] if "rank_bm25" in times else ["rank_bm25 was not installed: pip install rank-bm25."]),
+    )
 
 
 def rds_options() -> dict[str, Any] | None:
@@ -206,8 +258,7 @@ def rds_options() -> dict[str, Any] | None:
     return {"model": str(get_model_path())}
 
 
-def compare_map(texts: list[str], queries: list[str], repeats: int, folder: Path) -> dict[str, float]:
-    print("\nmap on a dataset on disk, against the same filter on lists in batches of 1,000")
+def compare_map(results: Results, texts: list[str], queries: list[str], repeats: int, folder: Path) -> None:
     target = Dataset.from_dict({"text": queries})
     many = [text for _ in range(4) for text in texts]
     cases: list[tuple[str, dict[str, Any], list[str]]] = [
@@ -218,7 +269,7 @@ def compare_map(texts: list[str], queries: list[str], repeats: int, folder: Path
     rds = rds_options()
     if rds is not None:
         cases.append(("rds", rds, texts[:256]))
-    figures = {}
+    lines: list[list[Any]] = []
     for name, options, rows in cases:
         Dataset.from_dict({"text": rows}).save_to_disk(str(folder / f"{len(rows)}"))
         data = load_from_disk(str(folder / f"{len(rows)}"))
@@ -227,23 +278,26 @@ def compare_map(texts: list[str], queries: list[str], repeats: int, folder: Path
         def lists(f: Any = f, rows: list[str] = rows) -> np.ndarray:
             return np.concatenate([f({"text": rows[i : i + 1000]})[f.score_column] for i in range(0, len(rows), 1000)])
 
-        def mapped(f: Any = f, data: Dataset = data) -> np.ndarray:
+        def mapped(f: Any = f, data: Dataset = data) -> Dataset:
             return data.map(f, batched=True, load_from_cache_file=False)
 
-        times, results = least({"lists": lists, "map": mapped}, repeats if name != "rds" else 2)
-        assert (results["lists"] == np.array(results["map"][f.score_column])).all()
-        title = " ".join([name, *(str(value) for value in options.values() if name != "rds")])
-        figures[title] = times["lists"] / times["map"]
-        print(
-            f"  {title:18s} {len(rows):6d} rows: lists {times['lists']:6.3f} s, map {times['map']:6.3f} s   {figures[title]:.2f} x"
+        times, found = in_turn(
+            {"lists": lists, "map": mapped}, repeats if name != "rds" else 2, warm=name != "rds", clock=seconds
         )
-    return figures
+        assert (found["lists"] == np.array(found["map"][f.score_column])).all()
+        title = ", ".join([f"`{name}`", *(str(value) for value in options.values() if name != "rds")])
+        medians = [statistics.median(times[side]) for side in ("lists", "map")]
+        lines.append([title, len(rows), *medians, ratio(times["map"], times["lists"])])
+    results.table(
+        f"`map` on a dataset on disk, against the same filter on lists in batches of 1,000; medians of {repeats}, of 2 for `rds`",
+        ["", "rows", "lists, CPU s", "map, CPU s", "map x lists"],
+        lines,
+    )
 
 
-def time_top(repeats: int) -> dict[str, float]:
-    scores = np.random.default_rng(0).normal(size=2_000_000)
-    print("\ntop(fraction=0.05) on 2,000,000 scores, chosen and fitted")
-    figures = {}
+def time_top(results: Results, count: int, repeats: int) -> None:
+    scores = np.random.default_rng(0).normal(size=count)
+    lines: list[list[Any]] = []
     for name, values in (("all different", scores), ("1,000 different", np.round(scores * 125) / 125)):
 
         def run(values: np.ndarray = values) -> Any:
@@ -251,17 +305,20 @@ def time_top(repeats: int) -> dict[str, float]:
             chosen = rule.choose(rows)
             return len(chosen), rule.cut(rows, chosen)(values, rows.ids).sum()
 
-        times, results = least({"top": run}, repeats)
-        assert results["top"] == (100_000, 100_000)
-        figures[name] = times["top"]
-        print(f"  {name:18s} {times['top']:7.3f} s")
-    return figures
+        times, found = in_turn({"top": run, "sort": lambda values=values: np.argsort(values)}, repeats)
+        assert found["top"] == (count // 20, count // 20)
+        medians = [statistics.median(times[side]) for side in ("sort", "top")]
+        lines.append([name, *medians, ratio(times["top"], times["sort"])])
+    results.table(
+        f"`top(fraction=0.05)` on {count:,} scores, chosen and fitted; medians of {repeats}",
+        ["scores", "numpy's argsort, CPU s", "`top`, CPU s", "x argsort"],
+        lines,
+    )
 
 
-def measure_memory(sizes: list[int]) -> dict[str, float]:
-    print(f"\npeak memory of fit on a stream + filter, MiB: {' and '.join(f'{rows:,}' for rows in sizes)} rows")
+def measure_memory(results: Results, sizes: Sequence[int]) -> None:
     pieces = made_up(1000, 24)
-    figures = {}
+    lines: list[list[Any]] = []
     cases: list[tuple[str, dict[str, Any]]] = [("bm25", {}), ("dsir", {}), ("dsir", {"hash": "vectorised"})]
     for name, options in cases:
         peaks = []
@@ -272,44 +329,45 @@ def measure_memory(sizes: list[int]) -> dict[str, float]:
                 file.flush()
                 done = subprocess.run([sys.executable, file.name], capture_output=True, text=True, check=True)
             peaks.append(float(done.stdout.split()[-1]))
-        title = " ".join([name, *options.values()])
-        figures[title] = peaks[-1] / peaks[0]
-        print(f"  {title:18s} {'  '.join(f'{peak:6.0f}' for peak in peaks)}   {figures[title]:.2f} x")
-    return figures
-
-
-def parts(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    texts, queries, origin = read(options.rows)
-    print(f"{origin}: {len(texts)} rows, {sum(map(len, texts)) // len(texts)} characters each")
-    Dataset.from_dict({"text": texts}).save_to_disk(str(folder / "data"))
-    pool = load_from_disk(str(folder / "data"))
-    chosen = options.part
-    if "dsir" in chosen:
-        yield "dsir", compare_dsir(texts, queries, pool, options.repeats, folder)
-    if "bm25" in chosen:
-        yield "bm25", compare_bm25(texts, queries, pool, options.repeats)
-    if "map" in chosen:
-        yield "map", compare_map(texts, queries, options.repeats, folder)
-    if "top" in chosen:
-        yield "top", time_top(options.repeats)
-    if "memory" in chosen:
-        yield "memory", measure_memory([10**4, 2 * 10**4] if options.quick else [10**5, 10**6])
+        lines.append([", ".join([f"`{name}`", *options.values()]), *peaks, peaks[-1] / peaks[0]])
+    results.table(
+        "Peak MiB of a process that fits on a stream and filters it",
+        ["", *(f"{rows:,} rows" for rows in sizes), "ratio"],
+        lines,
+    )
 
 
 def main() -> None:
-    names = ["dsir", "bm25", "map", "top", "memory"]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = ("dsir", "bm25", "map", "top", "memory")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2500)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--part", nargs="+", choices=names, default=names)
-    parser.add_argument("--quick", action="store_true", help="short streams only")
-    parser.add_argument("--output", help="a JSON file for the ratios and seconds")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--part", nargs="+", choices=parts, default=list(parts))
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        figures = dict(parts(options, Path(folder)))
-    if options.output:
-        Path(options.output).write_text(json.dumps(figures, indent=2) + "\n")
+    quiet_and_single_threaded()
+    texts, queries, origin = read(options.rows)
+
+    def kept(part: str, packages: Sequence[str] = ()) -> Results:
+        more = f" --rows {options.rows}" if part in ("dsir", "bm25", "map") else ""
+        more += f" --repeats {options.repeats}" if part != "memory" else ""
+        return Results(
+            f"filter_speed_{part}", f"python benchmarks/filter_speed.py --part {part}{more}", packages=packages
+        )
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        Dataset.from_dict({"text": texts}).save_to_disk(str(folder / "data"))
+        pool = load_from_disk(str(folder / "data"))
+        if "dsir" in options.part:
+            compare_dsir(kept("dsir", ["data-selection"]), texts, queries, origin, pool, options.repeats, folder)
+        if "bm25" in options.part:
+            compare_bm25(kept("bm25", ["bm25s", "rank-bm25"]), texts, queries, origin, pool, options.repeats)
+        if "map" in options.part:
+            compare_map(kept("map"), texts, queries, options.repeats, folder)
+        if "top" in options.part:
+            time_top(kept("top"), 2_000_000, options.repeats)
+        if "memory" in options.part:
+            measure_memory(kept("memory"), [10**5, 10**6])
 
 
 if __name__ == "__main__":

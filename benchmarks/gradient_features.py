@@ -1,10 +1,10 @@
-"""Speed and fidelity of gradient features on a small Llama: one run, one thread, CPU seconds, ratios printed.
+"""Speed and fidelity of gradient features on a small Llama: one run, one thread, CPU seconds.
 
-    python benchmarks/gradient_features.py [--part speed|fidelity|adam|all] [--rows 512] [--repeats 5] [--device cpu]
+    python benchmarks/gradient_features.py [--part speed fidelity adam] [--rows 512] [--repeats 7]
 
-Speed: rows per second of each kind of feature over rows per second of a plain forward and backward with frozen block
-weights (the graph is kept alive by the embeddings; no weight gradient of a linear layer is computed). Runs are
-interleaved and medians taken, since other processes may share the machine.
+Speed: each kind of feature over a plain forward and backward with frozen block weights (the graph is kept alive by the
+embeddings; no weight gradient of a linear layer is computed). Runs take turns and medians are taken, since other processes
+may share the machine.
 
 Fidelity: mean over queries of the Spearman rank correlation with exact dot products of the same linear layers, over pool
 rows that the basis was not fitted on, before and after 120 steps of AdamW on text with topics (each topic is a Markov
@@ -18,11 +18,13 @@ features, or by the exact norms that come with the features of the pool.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from quiet import quiet_and_single_threaded
+from results import Results
+from timing import cpu_seconds, in_turn, ratio
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -36,9 +38,12 @@ from hfdataopt.gradients import (
     kept_share,
     per_example_gradients,
 )
+from hfdataopt.statistics import mean_interval
 
 VOCABULARY, COMMON, LENGTH, BATCH, TOPICS = 1000, 100, 128, 16, 16
 LENGTHS = (32, 128, 512)
+FORMS: tuple[Literal["less", "adamw"], ...] = ("less", "adamw")
+KINDS: tuple[Literal["eigen", "random"], ...] = ("eigen", "random")
 Batches = list[dict[str, Any]]
 
 
@@ -122,60 +127,36 @@ def features(model: LlamaForCausalLM, batches: Batches, basis: Basis, preconditi
     return torch.cat([result.features for result in results])
 
 
-def rank_correlation(found: Tensor, wanted: Tensor) -> float:
-    """Mean over columns of the Spearman correlation of ``[rows, queries]``."""
+def rank_correlation(found: Tensor, wanted: Tensor) -> list[float]:
+    """Of ``[rows, queries]``: the mean over columns of the Spearman correlation, and its 95 % interval."""
 
     def ranks(x: Tensor) -> Tensor:
         order = x.argsort(0).argsort(0).double()
         return order - order.mean(0)
 
     one, other = ranks(found), ranks(wanted)
-    return float(((one * other).sum(0) / (one.norm(dim=0) * other.norm(dim=0))).mean())
+    return list(mean_interval(((one * other).sum(0) / (one.norm(dim=0) * other.norm(dim=0))).tolist()))
 
 
-def seconds(function: Callable[[], Any], device: str) -> float:
-    """CPU seconds of a call; wall seconds on a GPU."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        torch.cuda.synchronize()
-        return time.perf_counter() - start
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
-def speed(model: LlamaForCausalLM, batches: Batches, repeats: int, device: str) -> None:
-    """Print rows per second of each kind, and its ratio to the floor."""
+def speed(results: Results, model: LlamaForCausalLM, batches: Batches, repeats: int) -> None:
+    """A table of each kind over the floor."""
     rows = sum(len(batch["labels"]) for batch in batches)
-    start = time.process_time()
-    eigen = fit_basis(model, batches, floats_per_row=8192, rows=128)
-    fit = time.process_time() - start
+    fit, eigen = cpu_seconds(lambda: fit_basis(model, batches, floats_per_row=8192, rows=rows))
     random = Basis.random(find_blocks(model), 8192, 0)
     tasks: dict[str, Callable[[], Any]] = {
         "plain forward+backward, frozen": lambda: plain(model, batches),
-        f"eigen, {eigen.size} floats": lambda: features(model, batches, eigen),
-        f"random, {random.size} floats": lambda: features(model, batches, random),
+        f"eigen, {eigen.size:,} floats": lambda: features(model, batches, eigen),
+        f"random, {random.size:,} floats": lambda: features(model, batches, random),
         f"exact dot products with {BATCH} rows": lambda: gram(model, batches, batches[:1]),
     }
-    print(f"\nspeed, {rows} rows of {LENGTH} tokens, {repeats} interleaved repeats; basis fit on 128 rows {fit:.2f} s")
-    compare(tasks, rows, repeats, device)
-
-
-def compare(tasks: dict[str, Callable[[], Any]], rows: int, repeats: int, device: str) -> dict[str, list[float]]:
-    """Run the tasks in turn, print rows per second of each and its ratio to the first, return the times."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        task()  # the first call of each pays for set-up
-    for _ in range(repeats):
-        for name, task in tasks.items():
-            times[name].append(seconds(task, device))
+    times, _ = in_turn(tasks, repeats)
     floor = next(iter(times.values()))
-    for name, taken in times.items():
-        ratio = statistics.median(a / b for a, b in zip(floor, taken, strict=True))
-        print(f"  {name:40s} {rows / statistics.median(taken):8.1f} rows/s   {ratio:.3f} x the floor")
-    return times
+    results.table(
+        f"{rows} rows of {batches[0]['input_ids'].shape[1]} tokens, medians of {repeats}",
+        ["", "rows a CPU s", "x floor"],
+        [[name, rows / statistics.median(taken), ratio(taken, floor)] for name, taken in times.items()],
+        f"The fit of the eigen basis on these rows, apart: {fit:.2f} s.",
+    )
 
 
 def mean_loss(batches: Batches) -> Batches:
@@ -183,128 +164,142 @@ def mean_loss(batches: Batches) -> Batches:
     return [dict(batch, weights=[1 / (x.shape[0] - 1) for x in batch["labels"]]) for batch in batches]
 
 
-def adam_speed(model: LlamaForCausalLM, moments: AdamMoments, rows: int, repeats: int, seed: int, device: str) -> None:
-    """Print the time of features of Adam's steps over that of plain features, at several lengths."""
+def adam_speed(
+    results: Results, model: LlamaForCausalLM, moments: AdamMoments, rows: int, repeats: int, seed: int
+) -> None:
+    """A table of the time of features of Adam's steps over that of plain features, at several lengths."""
+    lines: list[list[Any]] = []
     for length in LENGTHS:
-        batches = mean_loss(as_batches(make_text(rows, seed + 1, length).to(device), "p"))
+        batches = mean_loss(as_batches(make_text(rows, seed + 1, length), "p"))
         sample = batches[: 64 // BATCH]
-        start = time.process_time()
-        eigen = fit_basis(model, sample, floats_per_row=8192)
-        between = time.process_time()
-        bases = {
-            form: fit_basis(model, [Source(sample, precondition=moments.precondition(form)), Source(sample)])
-            for form in ("less", "adamw")
-        }
-        fits = between - start, (time.process_time() - between) / 2
-        tasks: dict[str, Callable[[], Any]] = {
-            "plain forward+backward, frozen": lambda batches=batches: plain(model, batches),
-            f"eigen, {eigen.size} floats": lambda batches=batches, eigen=eigen: features(model, batches, eigen),
-        }
-        for form, basis in bases.items():
-            tasks[f"Adam ({form}), {basis.size} floats"] = lambda batches=batches, form=form, basis=basis: features(
-                model, batches, basis, moments.precondition(form)
-            )
-        print(
-            f"\nspeed with Adam, {rows} rows of {length} tokens, {repeats} interleaved repeats; basis fit on 64 rows "
-            f"{fits[0]:.2f} s plain, {fits[1]:.2f} s with Adam and plain sources"
+        tasks: dict[str, Callable[[], Any]] = {"floor": lambda batches=batches: plain(model, batches)}
+        fits = []
+        for form in ("plain", *FORMS):
+            step = None if form == "plain" else moments.precondition(form)
+            sources = [Source(sample, precondition=step), Source(sample)] if step else sample
+            spent, basis = cpu_seconds(lambda sources=sources: fit_basis(model, sources, floats_per_row=8192))
+            fits.append(spent)
+            tasks[form] = lambda batches=batches, basis=basis, step=step: features(model, batches, basis, step)
+        times, _ = in_turn(tasks, repeats)
+        over_floor, *over_plain = (
+            ratio(times[form], times["floor" if form == "plain" else "plain"]) for form in ("plain", *FORMS)
         )
-        _, usual, *adam = compare(tasks, rows, repeats, device).values()
-        for form, taken in zip(bases, adam, strict=True):
-            ratio = statistics.median(a / b for a, b in zip(taken, usual, strict=True))
-            print(f"  Adam ({form}) features take {ratio:.2f} x the time of plain ones")
+        lines.append([length, statistics.median(times["floor"]), over_floor, *over_plain, fits[0], sum(fits[1:]) / 2])
+    results.table(
+        f"Features of {rows} rows in batches of {BATCH}, medians of {repeats}; bases fitted on 64 rows",
+        [
+            "tokens",
+            "floor, CPU s",
+            "plain x floor",
+            *(f"`{form}` x plain" for form in FORMS),
+            "fit s, plain",
+            "fit s, Adam and plain sources",
+        ],
+        lines,
+    )
 
 
-def adam_fidelity(model: LlamaForCausalLM, moments: AdamMoments, pool: Batches, asked: Batches) -> None:
-    """Print rank correlations of products and cosines of Adam's steps with plain query gradients. The basis is fitted on
-    the last third of both."""
+def adam_fidelity(
+    results: Results, model: LlamaForCausalLM, moments: AdamMoments, pool: Batches, asked: Batches, steps: int
+) -> None:
+    """A table of rank correlations of products and cosines of Adam's steps with plain query gradients. The basis is fitted
+    on the last third of both."""
     seen = [part[-len(part) // 3 :] for part in (pool, asked)]
     pool, asked = pool[: -len(pool) // 3], asked[: -len(asked) // 3]
     plain_rows = torch.cat([x.features for x in per_example_gradients(model, asked, basis="exact")])
-    for form in ("less", "adamw"):
+    lines: list[list[Any]] = []
+    for form in FORMS:
         step = moments.precondition(form)
         exact = list(per_example_gradients(model, pool, basis="exact", precondition=step))
         wanted = torch.cat([x.features @ plain_rows.T for x in exact])
         norms = torch.cat([x.features.norm(dim=1) for x in exact])[:, None]
         del exact
-        print(
-            f"\nrank correlation with exact products and cosines, Adam ({form}), {len(wanted)} rows x {wanted.shape[1]}"
-        )
-        for kind in ("eigen", "random"):
+        for kind in KINDS:
             for floats in (1792, 8192):
                 basis = fit_basis(
                     model,
                     [Source(seen[0], precondition=step), Source(seen[1])],
-                    kind=kind,  # type: ignore[arg-type]
+                    kind=kind,
                     floats_per_row=floats,
                     rows=None,
                 )
-                results = list(per_example_gradients(model, pool, basis=basis, precondition=step))
-                mine = torch.cat([x.features for x in results])
-                whole = torch.cat([x.squared_norm for x in results if x.squared_norm is not None]).sqrt()[:, None]
+                found_rows = list(per_example_gradients(model, pool, basis=basis, precondition=step))
+                mine = torch.cat([x.features for x in found_rows])
+                whole = torch.cat([x.squared_norm for x in found_rows if x.squared_norm is not None]).sqrt()[:, None]
                 found = mine @ features(model, asked, basis).T
-                rho = [
-                    rank_correlation(found, wanted),
-                    rank_correlation(found / mine.norm(dim=1, keepdim=True), wanted / norms),
-                    rank_correlation(found / whole, wanted / norms),
-                ]
-                share = float(mine.square().sum() / whole.square().sum())
-                print(
-                    f"  {kind:7s} {basis.size:5d} floats   products {rho[0]:.3f}   cosines {rho[1]:.3f}, by exact norms "
-                    f"{rho[2]:.3f}   keeps {share:.2f} of the norm"
+                lines.append(
+                    [
+                        f"`{form}`, {kind}",
+                        basis.size,
+                        rank_correlation(found, wanted),
+                        rank_correlation(found / mine.norm(dim=1, keepdim=True), wanted / norms),
+                        rank_correlation(found / whole, wanted / norms),
+                        float(mine.square().sum() / whole.square().sum()),
+                    ]
                 )
+    results.table(
+        f"Rank correlation with exact ones, {len(wanted)} rows and {wanted.shape[1]} plain queries, after {steps} steps of AdamW",
+        ["", "floats", "inner products", "cosines", "cosines by exact norms", "share of the norm"],
+        lines,
+    )
 
 
-def fidelity(model: LlamaForCausalLM, label: str, rows: int, queries: int, seed: int, device: str) -> None:
-    """Print the rank correlation with exact dot products for each basis."""
-    pool = as_batches(make_text(rows, seed + 1).to(device), "p")
-    asked = as_batches(make_text(queries, seed + 2).to(device), "q")
+def fidelity(results: Results, model: LlamaForCausalLM, label: str, rows: int, queries: int, seed: int) -> None:
+    """A table of the rank correlation with exact dot products for each basis."""
+    pool, asked = as_batches(make_text(rows, seed + 1), "p"), as_batches(make_text(queries, seed + 2), "q")
     wanted = gram(model, pool, asked)
-    print(f"\nrank correlation with exact dot products, {rows} rows x {queries} queries, {label}")
-    for kind in ("eigen", "random"):
+    lines: list[list[Any]] = []
+    for kind in KINDS:
         for floats in (1792, 7168, 8192):
-            basis = fit_basis(model, pool + asked, kind=kind, floats_per_row=floats, rows=128)  # type: ignore[arg-type]
+            basis = fit_basis(model, pool + asked, kind=kind, floats_per_row=floats, rows=128)
             found = features(model, pool, basis) @ features(model, asked, basis).T
             fitted = set(basis.sample)
             ids = [row for batch in pool for row in batch["row_id"]]
             fresh = [place for place, row in enumerate(ids) if row not in fitted]
-            rho = rank_correlation(found[fresh], wanted[fresh])
-            share = f", keeps {kept_share(model, basis, pool):.2f} of the norm" if kind == "eigen" else ""
-            print(f"  {kind:7s} {basis.size:5d} floats   {rho:.3f}{share}")
+            share = kept_share(model, basis, pool) if kind == "eigen" else None
+            lines.append([kind, basis.size, rank_correlation(found[fresh], wanted[fresh]), share])
+    results.table(
+        f"Rank correlation with exact inner products, {rows} rows and {queries} queries, {label}",
+        ["basis", "floats", "rank correlation", "share of the norm"],
+        lines,
+    )
 
 
 def main() -> None:
-    """Parse the options and run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parts = ("speed", "fidelity", "adam")
+    parser.add_argument("--part", choices=parts, nargs="+", default=list(parts))
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--queries", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--part", choices=["speed", "fidelity", "adam", "all"], default="all")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    model = make_model(options.seed, options.device)
-    if options.part in ("speed", "all"):
-        batches = as_batches(make_text(options.rows // 4, options.seed + 1).to(options.device), "p")
-        speed(model, batches, options.repeats, options.device)
-    if options.part in ("fidelity", "all"):
-        fidelity(model, "random weights", options.rows, options.queries, options.seed, options.device)
-    if options.part == "speed":
+    quiet_and_single_threaded()
+
+    def kept(part: str) -> Results:
+        more = f"--rows {options.rows}" + (f" --repeats {options.repeats}" if part != "fidelity" else "")
+        return Results(f"gradient_features_{part}", f"python benchmarks/gradient_features.py --part {part} {more}")
+
+    model = make_model(options.seed, "cpu")
+    if "speed" in options.part:
+        speed(kept("speed"), model, as_batches(make_text(options.rows // 4, options.seed + 1), "p"), options.repeats)
+    if "fidelity" in options.part:
+        results = kept("fidelity")
+        fidelity(results, model, "random weights", options.rows, options.queries, options.seed)
+    if options.part == ["speed"]:
         return
-    loss, optimizer = train(model, options.steps, options.seed, options.device)
-    label = f"after {options.steps} steps of AdamW (loss {loss:.2f})"
-    if options.part in ("fidelity", "all"):
-        fidelity(model, label, options.rows, options.queries, options.seed, options.device)
-    if options.part in ("adam", "all"):
-        print(f"\n{label}")
+    loss, optimizer = train(model, options.steps, options.seed, "cpu")
+    if "fidelity" in options.part:
+        label = f"after {options.steps} steps of AdamW (loss {loss:.2f})"
+        fidelity(results, model, label, options.rows, options.queries, options.seed)
+    if "adam" in options.part:
+        results = kept("adam")
         moments = AdamMoments.of(optimizer, model)
-        adam_speed(model, moments, options.rows // 8, options.repeats, options.seed, options.device)
-        texts = (
-            make_text(rows, options.seed + place).to(options.device) for place, rows in ((1, options.rows), (2, 96))
-        )
+        adam_speed(results, model, moments, options.rows // 8, options.repeats, options.seed)
+        texts = (make_text(rows, options.seed + place) for place, rows in ((1, options.rows), (2, 96)))
         pool, asked = (mean_loss(as_batches(ids, name)) for ids, name in zip(texts, "pq", strict=True))
-        adam_fidelity(model, moments, pool, asked)
+        adam_fidelity(results, model, moments, pool, asked, options.steps)
 
 
 if __name__ == "__main__":

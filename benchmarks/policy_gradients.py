@@ -10,10 +10,15 @@ Generation is not timed. One thread, CPU seconds, medians of interleaved repeats
 import argparse
 import statistics
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gradient_features import BATCH, VOCABULARY, Batches, as_batches, make_model, make_text, plain, seconds
+from datasets import Dataset
+from gradient_features import BATCH, LENGTH, VOCABULARY, Batches, as_batches, make_model, make_text, plain
+from quiet import quiet_and_single_threaded
+from results import Results
+from timing import cpu_seconds, in_turn, ratio
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
@@ -49,9 +54,11 @@ def policy_vectors(model: nn.Module, batches: Batches, samples: Samples, basis: 
     return vectors
 
 
-def policy(repeats: int) -> None:
+def policy(results: Results, longest_of: Sequence[int], repeats: int) -> None:
+    """A table of completions of several lengths."""
+    lines: list[list[Any]] = []
     model = make_model(0, "cpu").eval()
-    for longest in (16, 64, 128):
+    for longest in longest_of:
         samples = make_samples(longest)
         batches = list(samples.batches(samples.of(range(QUERIES)), BATCH, torch.device("cpu")))
         floor_batches = [{name: x for name, x in batch.items() if name != "weights"} for batch in batches]
@@ -61,39 +68,44 @@ def policy(repeats: int) -> None:
             "floor": lambda b=floor_batches: plain(model, b),
             "policy gradients": lambda b=batches, s=samples, f=basis: policy_vectors(model, b, s, f),
         }
-        taken: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(repeats):
-            for name, run in runs.items():
-                taken[name].append(seconds(run, "cpu"))
-        floor = statistics.median(taken["floor"])
-        alone = seconds(lambda b=one_by_one, s=samples, f=basis: policy_vectors(model, b, s, f), "cpu")
+        times, _ = in_turn(runs, repeats, warm=False)
+        alone, _ = cpu_seconds(lambda b=one_by_one, s=samples, f=basis: policy_vectors(model, b, s, f))
         alone *= QUERIES * SAMPLES / len(one_by_one)
-        ours = statistics.median(taken["policy gradients"])
+        floor, ours = (statistics.median(taken) for taken in times.values())
         tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-        print(f"\ncompletions of {longest} tokens: {QUERIES} queries x {SAMPLES} samples, {tokens} tokens")
-        print(f"  bare forward+backward, frozen      {floor:7.2f} s    1.00 x")
-        print(f"  policy gradients, {basis.size} floats       {ours:7.2f} s    {ours / floor:.2f} x")
-        print(f"  one by one (of {len(one_by_one)} rows)            {alone:7.2f} s    {alone / floor:.2f} x")
+        lines.append(
+            [longest, tokens, floor, ours, ratio(times["policy gradients"], times["floor"]), alone, alone / floor]
+        )
+    results.table(
+        f"{QUERIES} queries x {SAMPLES} samples, features of {basis.size:,} floats; medians of {repeats}",
+        [
+            "completion tokens",
+            "tokens in all",
+            "floor, CPU s",
+            "policy gradients, CPU s",
+            "x floor",
+            "one by one, CPU s",
+            "x floor",
+        ],
+        lines,
+        f"One by one: {len(one_by_one)} of the rows, once, scaled to all.",
+    )
 
 
-def callback(repeats: int) -> None:
-    rows, queries, epochs = 512, 64, 2
+def callback(results: Results, rows: int, queries: int, repeats: int) -> None:
+    """A table of a training with and without."""
+    epochs = 2
     pool, asked = make_text(rows, 1), make_text(queries, 2)
     columns = [{"input_ids": row, "labels": row} for row in pool.tolist()]
     query_columns = [{"input_ids": row, "labels": row} for row in asked.tolist()]
-    from datasets import Dataset
-
     train, validation = Dataset.from_list(columns), Dataset.from_list(query_columns)
     fitting: list[float] = []
     inner = View._basis
 
     def timed(self: View, *arguments: Any, **named: Any) -> Any:
-        result: list[Any] = []
-        spent = seconds(lambda: result.append(inner(self, *arguments, **named)), "cpu")
+        spent, basis = cpu_seconds(lambda: inner(self, *arguments, **named))
         fitting.append(spent)
-        return result[0]
-
-    View._basis = timed  # type: ignore[method-assign]
+        return basis
 
     def run(scored: bool) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -115,30 +127,49 @@ def callback(repeats: int) -> None:
     passes = as_batches(pool, "p") + as_batches(asked, "q")
     taken: dict[str, list[float]] = {"without": [], "with": [], "bare": []}
     fits = []
-    for _ in range(repeats):
-        taken["without"].append(seconds(lambda: run(False), "cpu"))
-        fitting.clear()
-        taken["with"].append(seconds(lambda: run(True), "cpu"))
-        fits.append(sum(fitting))
-        taken["bare"].append(epochs * seconds(lambda: plain(model, passes), "cpu"))
-    without, scored, bare, fit = (statistics.median(x) for x in (taken["without"], taken["with"], taken["bare"], fits))
-    print(f"\n{rows} rows and {queries} queries of 128 tokens, {epochs} checkpoints")
-    print(f"  training without the callback            {without:7.2f} s")
-    print(f"  training with tracin                     {scored:7.2f} s, of which the basis fits {fit:.2f} s")
-    print(f"  bare forward+backward at the checkpoints {bare:7.2f} s")
-    print(f"  (with - without - fits) / bare           {(scored - without - fit) / bare:7.2f} x")
+    View._basis = timed  # type: ignore[method-assign]
+    try:
+        for _ in range(repeats):
+            taken["without"].append(cpu_seconds(lambda: run(False))[0])
+            fitting.clear()
+            taken["with"].append(cpu_seconds(lambda: run(True))[0])
+            fits.append(sum(fitting))
+            taken["bare"].append(epochs * cpu_seconds(lambda: plain(model, passes))[0])
+    finally:
+        View._basis = inner  # type: ignore[method-assign]
+    added = [b - a - fit for a, b, fit in zip(taken["without"], taken["with"], fits, strict=True)]
+    results.table(
+        f"{rows} rows and {queries} queries of {LENGTH} tokens, {epochs} checkpoints; medians of {repeats}",
+        ["", "CPU s", "x bare passes"],
+        [
+            [name, statistics.median(values), ratio(values, taken["bare"])]
+            for name, values in (
+                ("bare forward and backward at the checkpoints", taken["bare"]),
+                ("training without the callback", taken["without"]),
+                ("training with `tracin`", taken["with"]),
+                ("fits of a basis in it", fits),
+                ("what it adds, fits apart", added),
+            )
+        ],
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("policy", "callback", "all"), default="all")
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.part in ("policy", "all"):
-        policy(arguments.repeats)
-    if arguments.part in ("callback", "all"):
-        callback(arguments.repeats)
+    parts = ("policy", "callback")
+    parser.add_argument("--part", choices=parts, nargs="+", default=list(parts))
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    quiet_and_single_threaded()
+
+    def kept(part: str) -> Results:
+        command = f"python benchmarks/policy_gradients.py --part {part} --repeats {options.repeats}"
+        return Results(f"policy_gradients_{part}", command)
+
+    if "policy" in options.part:
+        policy(kept("policy"), (16, 64, 128), options.repeats)
+    if "callback" in options.part:
+        callback(kept("callback"), 512, 64, options.repeats)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,13 @@ chosen on seeds from 100 on; the seeds reported here are others.
 """
 
 import argparse
-import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from quiet import quiet_and_single_threaded
+from results import Results
+from timing import cpu_seconds
 from torch import Tensor
 
 from hfdataopt.bandits import (
@@ -24,18 +27,18 @@ from hfdataopt.bandits import (
     RBFSurrogate,
     Surrogate,
 )
-from hfdataopt.statistics import rank_correlation
+from hfdataopt.statistics import mean_interval, rank_correlation
 
-OBSERVED, POOL, ARMS, VOTES = 40, 1000, 200, (25, 50, 100, 150)
+OBSERVED, POOL, ARMS, WIDTHS, VOTES = 40, 1000, 200, (384, 5120), (25, 50, 100, 150)
 SURROGATES: dict[str, Surrogate] = {
-    "linear ridge": LinearSurrogate(),
-    "RBF GP": RBFSurrogate(),
-    "neural-tangent GP": NeuralTangentSurrogate(),
-    "MLP": MLPSurrogate(),
-    "MLP, papers": MLPSurrogate(preset="papers"),
-    "ensemble of 10 linear": EnsembleSurrogate(member=LinearSurrogate()),
+    "`LinearSurrogate` (ridge)": LinearSurrogate(),
+    "`RBFSurrogate`": RBFSurrogate(),
+    "`NeuralTangentSurrogate`": NeuralTangentSurrogate(),
+    "`MLPSurrogate`": MLPSurrogate(),
+    '`MLPSurrogate(preset="papers")`': MLPSurrogate(preset="papers"),
+    "`EnsembleSurrogate` of 10 linear ones": EnsembleSurrogate(member=LinearSurrogate()),
 }
-DUELING = SURROGATES | {"MLP, papers": MLPSurrogate(preset="papers", widths=(32, 32))}
+DUELING = SURROGATES | {'`MLPSurrogate(preset="papers")`': MLPSurrogate(preset="papers", widths=(32, 32))}
 
 
 def world(seed: int, width: int) -> tuple[Tensor, Tensor]:
@@ -62,11 +65,53 @@ def votes(scores: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return pairs, (torch.rand(count, generator=generator, dtype=torch.float64) < chance).double()
 
 
-def row(name: str, found: list[float], spent: float) -> None:
-    figures = " ".join(f"{value:6.3f}" for value in found)
-    print(
-        f"  {name:22s} {sum(found) / len(found):6.3f}   ({figures})   {spent / len(found):6.2f} s per fit", flush=True
+Case = tuple[list[float], float]  # the correlation in each world, CPU seconds of a fit and prediction
+
+
+def from_scores(surrogate: Surrogate, worlds: Sequence[tuple[Tensor, Tensor]]) -> Case:
+    """After the scores of the first rows, on the others."""
+
+    def run() -> list[float]:
+        found = []
+        for x, y in worlds:
+            mean, _ = surrogate.fit(x[:OBSERVED], y[:OBSERVED]).predict(x[OBSERVED:])
+            found.append(rank_correlation(mean.numpy(), y[OBSERVED:].numpy()))
+        return found
+
+    spent, found = cpu_seconds(run)
+    return found, spent / len(worlds)
+
+
+def from_votes(surrogate: Surrogate, worlds: Sequence[tuple[Tensor, Tensor]], seeds: Sequence[int], count: int) -> Case:
+    """After votes on pairs of the pool, on the pool."""
+
+    def run() -> list[float]:
+        found = []
+        for seed, (x, y) in zip(seeds, worlds, strict=True):
+            x, y = x[:ARMS], y[:ARMS]
+            mean, _ = surrogate.fit_pairs(x, *votes(y, count, seed)).predict(x)
+            found.append(rank_correlation(mean.numpy(), y.numpy()))
+        return found
+
+    spent, found = cpu_seconds(run)
+    return found, spent / len(worlds)
+
+
+def tables(results: Results, found: dict[str, list[Case]], seeds: Sequence[int]) -> None:
+    columns = ["surrogate", *(f"{OBSERVED} scores, {width:,} features" for width in WIDTHS)]
+    columns += [f"{count} votes" for count in VOTES]
+
+    def lines(figure: Any) -> list[list[Any]]:
+        return [[name, *map(figure, cases)] for name, cases in found.items()]
+
+    which = f"seeds {seeds[0]} to {seeds[-1]}"
+    results.table(
+        f"Mean Spearman correlation over {which}, and 95 % t interval",
+        columns,
+        lines(lambda case: list(mean_interval(case[0]))),
     )
+    results.table(f"The least of {which}", columns, lines(lambda case: min(case[0])))
+    results.table("CPU seconds of a fit and prediction", columns, lines(lambda case: case[1]))
 
 
 def main() -> None:
@@ -75,26 +120,16 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     options = parser.parse_args()
     quiet_and_single_threaded()
+    more = f"--seeds {options.seeds} --first-seed {options.first_seed}"
+    results = Results("surrogates", f"python benchmarks/surrogates.py {more}")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    for width in (384, 5120):
-        worlds = [world(seed, width) for seed in seeds]
-        print(f"\n{OBSERVED} scores, {width} features: mean Spearman (per seed), CPU seconds with the prediction")
-        for name, surrogate in SURROGATES.items():
-            started, found = time.process_time(), []
-            for x, y in worlds:
-                mean, _ = surrogate.fit(x[:OBSERVED], y[:OBSERVED]).predict(x[OBSERVED:])
-                found.append(rank_correlation(mean.numpy(), y[OBSERVED:].numpy()))
-            row(name, found, time.process_time() - started)
-    worlds = [world(seed, 384) for seed in seeds]
-    for count in VOTES:
-        print(f"\n{count} votes, 384 features, {ARMS} candidates: mean Spearman (per seed)")
-        for name, surrogate in DUELING.items():
-            started, found = time.process_time(), []
-            for seed, (x, y) in zip(seeds, worlds, strict=True):
-                x, y = x[:ARMS], y[:ARMS]
-                mean, _ = surrogate.fit_pairs(x, *votes(y, count, seed)).predict(x)
-                found.append(rank_correlation(mean.numpy(), y.numpy()))
-            row(name, found, time.process_time() - started)
+    worlds = {width: [world(seed, width) for seed in seeds] for width in WIDTHS}
+    found: dict[str, list[Case]] = {}
+    for name in SURROGATES:
+        found[name] = [from_scores(SURROGATES[name], worlds[width]) for width in WIDTHS]
+        found[name] += [from_votes(DUELING[name], worlds[WIDTHS[0]], seeds, count) for count in VOTES]
+        print(name, *(f"{sum(values) / len(values):.3f}" for values, _ in found[name]), flush=True)
+    tables(results, found, seeds)
 
 
 if __name__ == "__main__":
