@@ -82,11 +82,17 @@ format: $(VENV)/.dev-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What needs no data, no peers and no GPU; writes benchmarks/results and the tables of benchmarks/README.md.
 bench: $(VENV)/.test-installed
 	$(BIN)/python benchmarks/shapley_speed.py
 	$(BIN)/python benchmarks/gradient_features.py
 	$(BIN)/python benchmarks/policy_gradients.py
-	$(BIN)/python benchmarks/filter_speed.py
+	$(BIN)/python benchmarks/filter_speed.py --part map top memory
+	$(BIN)/python benchmarks/endpoint_overhead.py
+	$(BIN)/python benchmarks/bandit_variance.py
+	$(BIN)/python benchmarks/surrogates.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/results.py
 
 clean:
 	rm -rf $(VENV) build dist demo-output *.egg-info

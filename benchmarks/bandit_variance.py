@@ -70,7 +70,7 @@ def largest_difference(found: Tensor, wanted: Tensor) -> str:
 def against_float64(
     results: Results, inputs: int, widths: tuple[int, ...], candidates: int, observations: int, repeats: int
 ) -> None:
-    """A table of a large network, where explicit gradients do not fit."""
+    """A table of a large network, beside float64."""
     network, pool, observed, caption = case(inputs, widths, candidates, observations, torch.float32)
     runs: dict[str, Callable[[], Tensor]] = {
         name: lambda diagonal=diagonal: neural_variance(network, pool, observed, ridge=RIDGE, diagonal=diagonal)
