@@ -1,4 +1,4 @@
-"""``AttributionCallback``: a scorer inside ``transformers.Trainer`` or ``trl.SFTTrainer``, without touching the training."""
+"""``AttributionCallback``: a scorer inside ``transformers.Trainer`` or TRL's ``SFTTrainer`` and ``RewardTrainer``, without touching the training."""
 
 import os
 import sys
@@ -28,6 +28,8 @@ EDITED = (
     "completion",
     "messages",
     "conversations",
+    "chosen",
+    "rejected",
 )  # columns that trainers of TRL change while they prepare rows
 
 

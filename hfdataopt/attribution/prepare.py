@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from hfdataopt.attribution.rows import ROW_ID, Rows, check_map_style, pad_batch
+from hfdataopt.attribution.rows import PAIR, ROW_ID, Rows, check_map_style, pad_batch
 from hfdataopt.attribution.task import is_causal
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients import unpeft
@@ -41,8 +41,9 @@ def prepare_dataset(
     text_like = columns is not None and any(
         set(names) <= set(columns) for names in (*TEXT_COLUMNS, ("prompt", "completion"))
     )
-    if columns is None or "input_ids" in columns or not text_like:
-        if columns is not None and "input_ids" not in columns and not _has_inputs(columns, model):
+    pairs = columns is not None and set(columns) >= PAIR
+    if columns is None or "input_ids" in columns or pairs or not text_like:
+        if columns is not None and "input_ids" not in columns and not pairs and not _has_inputs(columns, model):
             raise DataError(
                 f"the {side} has neither input_ids nor text columns that are understood (text, premise + hypothesis, sentence, "
                 f"prompt + completion); it has: {', '.join(columns)}. Tokenize it first"
@@ -101,6 +102,7 @@ def model_columns(dataset: Any, model: Any) -> list[str] | None:
         "label_ids",
         "input_ids",
         "attention_mask",
+        *((*PAIR, "margin") if set(columns) >= PAIR else ()),
     }
     return [name for name in columns if name in accepted]
 

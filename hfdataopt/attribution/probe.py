@@ -68,7 +68,7 @@ def fit_linear_probe(
 
 def cross_validated_confidence(
     features: torch.Tensor,
-    labels: torch.Tensor,
+    labels: torch.Tensor | None,
     ids: RowIds,
     *,
     folds: int = 5,
@@ -79,8 +79,13 @@ def cross_validated_confidence(
 
     The probe reads unit vectors and minimises ``inverse_penalty * sum of cross-entropies + |W|^2 / 2``: scikit-learn's
     ``LogisticRegression(C=inverse_penalty)``. On development data this beat standardised features at every penalty tried.
+
+    Without labels the features are those of preference pairs, chosen less rejected, whose label is that they are the right way round.
+    A pair is fitted both ways round, which makes the probe one without intercept: ``fit_intercept=False`` in scikit-learn.
     """
     features = torch.nn.functional.normalize(features.double(), dim=1)
+    pairs = labels is None
+    labels = torch.ones(len(ids), dtype=torch.long) if labels is None else labels
     classes = int(labels.max()) + 1
     if len(ids) < folds:
         raise DataError(f"cross-validated confidence needs at least {folds} rows for {folds} folds; got {len(ids)}")
@@ -91,7 +96,10 @@ def cross_validated_confidence(
         held = fold_of == fold
         # Two classes have one weight vector in scikit-learn and two, of opposite sign, here: half the penalty each.
         l2 = (2 if classes == 2 else 1) / (inverse_penalty * int((~held).sum()))
-        probe = fit_linear_probe(features[~held], labels[~held], classes, l2=l2, standardize=False)
+        rows, given = features[~held], labels[~held]
+        if pairs:  # means over twice as many rows: the penalty stays
+            rows, given = torch.cat([rows, -rows]), torch.cat([given, 1 - given])
+        probe = fit_linear_probe(rows, given, classes, l2=l2, standardize=False)
         probabilities = probe.logits(features[held]).softmax(1)
         confidence[held] = probabilities[torch.arange(int(held.sum())), labels[held]]
     return confidence

@@ -17,6 +17,7 @@ import torch
 from hfdataopt.errors import DataError
 
 ROW_ID = "row_id"
+PAIR = {"chosen_ids", "rejected_ids"}  # columns of a tokenized preference pair, as TRL's RewardTrainer makes them
 RowIds = list[int] | list[str]
 
 
@@ -168,7 +169,13 @@ def pad_batch(rows: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> dict[
     """Collate tokenized rows without a tokenizer: sequences are padded on the right, numbers become one tensor.
 
     ``labels`` are padded with -100, ``attention_mask`` with 0 (and made where absent), all else with ``pad_token_id``.
+    Preference pairs become twice as many rows, first all that are chosen, as by TRL's own collator.
     """
+    if rows[0].keys() >= PAIR:
+        answers = [{"input_ids": row[name]} for name in sorted(PAIR) for row in rows]
+        margins = [row["margin"] for row in rows if "margin" in row]
+        padded = pad_batch(answers, pad_token_id)
+        return padded | ({"margin": torch.tensor(margins, dtype=torch.float)} if margins else {})
     batch: dict[str, Any] = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
@@ -184,6 +191,16 @@ def pad_batch(rows: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> dict[
     return batch
 
 
+def side_by_side(batch: Mapping[str, Any], pairs: int) -> dict[str, Any]:
+    """A batch of all chosen and then all rejected answers ``[2 * pairs, ...]`` with each pair in one row, ``[pairs, 2, ...]``."""
+    return {
+        name: torch.stack([value[:pairs], value[pairs:]], 1)
+        if isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == 2 * pairs
+        else value
+        for name, value in batch.items()
+    }
+
+
 class Rows:
     """A dataset with row ids and a collator: what a scorer reads, always in dataset order.
 
@@ -193,6 +210,7 @@ class Rows:
         side: ``"pool"`` or ``"queries"``, for messages.
         prompts: whether they are prompts to be completed, which have no batches.
         dropped: how many rows a trainer left out before these were counted; None where that is not known.
+        pairs: whether a row is a preference pair, whose answers stand side by side in its batches: ``[b, 2, tokens]``.
     """
 
     def __init__(
@@ -215,6 +233,8 @@ class Rows:
         self.collate = collate
         self.prompts = prompts
         self.dropped = dropped
+        left = set(getattr(self.dataset, "column_names", None) or [])
+        self.pairs = left >= PAIR and "prompt_ids" not in left  # which DPO has: its loss is another
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -245,6 +265,8 @@ class Rows:
                 f"{type(error).__name__}: {error}"
             ) from error
         tokens = batch.get("input_ids")
+        if self.pairs and isinstance(tokens, torch.Tensor) and len(tokens) == 2 * len(rows):
+            return side_by_side(batch, len(rows))
         if isinstance(tokens, torch.Tensor) and len(tokens) != len(rows):
             raise DataError(
                 f"the {self.side}: the collator {getattr(self.collate, '__name__', type(self.collate).__name__)} makes {len(tokens)} rows "

@@ -19,6 +19,7 @@ from hfdataopt.attribution.probe import LinearProbe
 from hfdataopt.attribution.rows import Rows
 from hfdataopt.errors import DataError, OptionError
 from hfdataopt.gradients import find_task, name_rows, unpeft
+from hfdataopt.gradients.losses import answer, is_pairs
 from hfdataopt.gradients.runner import counts_positions
 
 MAX_LABEL_WORDS = 64
@@ -88,6 +89,11 @@ def _of_words(words: bool) -> str:
 
 def _labels_of(model: Any, rows: Rows, who: str, batch_size: int) -> tuple[list[int], bool]:
     side = f"{who}: the {rows.side}"
+    if rows.pairs:
+        raise DataError(
+            f"{side} holds preference pairs (chosen_ids, rejected_ids), which have no classes; for pairs use cv-confidence, "
+            "loss, self-influence, tracin or another gradient scorer"
+        )
     values: list[int] = []
     words = is_language_model(model)
     for ids, labels in _label_batches(rows, side, batch_size):
@@ -180,7 +186,12 @@ def check_inputs(model: Any, batch: dict[str, Any], ids: list[Any], what: str) -
         raise DataError(
             f"{what}: input_ids must be collated to a tensor; got {type(tokens).__name__} (rows {name_rows(ids)})"
         )
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool or not tokens.shape[1]:
+    if (
+        (tokens.ndim != 2 and not is_pairs(batch))
+        or tokens.is_floating_point()
+        or tokens.dtype == torch.bool
+        or not tokens.shape[-1]
+    ):
         raise DataError(
             f"{what}: input_ids must be token ids, whole numbers, some in each row; rows {name_rows(ids)} were collated to "
             f"{str(tokens.dtype).removeprefix('torch.')} of shape {list(tokens.shape)}"
@@ -223,6 +234,13 @@ def check_targets(model: Any, rows: Rows, who: str, batch_size: int = 64) -> Non
         return
     side = f"{who}: the {rows.side}"
     config = unpeft(model).config
+    if rows.pairs:
+        if task != "sequence" or config.num_labels != 1:
+            raise DataError(
+                f"{side} holds preference pairs (chosen_ids, rejected_ids), which a reward model reads: one for sequence classification "
+                f"with num_labels=1; got {type(unpeft(model)).__name__}"
+            )
+        return
     for ids, labels in _label_batches(rows, side, batch_size):
         if task == "sequence":
             stated = getattr(config, "problem_type", None)
@@ -295,8 +313,11 @@ def pooled_features(model: Any, batch: dict[str, Any], pooling: Pooling = "auto"
 
     ``answer`` is where a language model predicts the first labelled token: there a causal one has not seen the row's own
     label yet, which ``mean`` and ``last`` give away. ``auto`` is ``answer`` for language models, the last real token for
-    other models that attend causally, and the mean over real tokens for the rest.
+    other models that attend causally, and the mean over real tokens for the rest. Of a preference pair it is the difference, chosen less
+    rejected.
     """
+    if is_pairs(batch):
+        return pooled_features(model, answer(batch, 0), pooling) - pooled_features(model, answer(batch, 1), pooling)
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "label", "row_id")}
     mask, body = batch.get("attention_mask"), body_of(model)
     told = counts_positions(model) is not None and "position_ids" in inspect.signature(body.forward).parameters

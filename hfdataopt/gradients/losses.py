@@ -11,10 +11,14 @@ causal LM              NLL of the labels, shifted by 1  logit of the labels, sum
 masked LM, token cls,  NLL of the labels                logit of the labels, summed         labelled positions
 encoder-decoder
 sequence cls           NLL; squared error; mean BCE     logit of the label                  1, or 0 if ignored
+reward model, pairs    Bradley-Terry NLL                                                    1
 ====================== ================================ =================================== ====================
 
 Losses are in nats, summed over tokens: the mean is ``value / tokens``. Label -100 is ignored; a row all of whose labels
 are ignored has value 0, tokens 0 and gradient 0.
+
+A reward model (one logit) reads a preference pair as a row ``[b, 2, positions]``, chosen and rejected, without labels. Its loss is that
+of TRL's ``RewardTrainer``, ``-log sigmoid(chosen - rejected - margin)``, without the term of ``center_rewards_coefficient``.
 """
 
 import inspect
@@ -68,6 +72,8 @@ def make_target(
                 f"of={of!r}: the loss of {type(unwrap(model)).__name__} is not known here; pass of=callable, or let a "
                 "plugin implement the hook per_example_loss(model, batch)"
             )
+        if is_pairs(batch):
+            return _pairs(model, batch, of)
         if task == "sequence":
             return _sequence(model, batch, of, logit)
         return _tokens(model, batch, of, logit, shift=task == "causal")
@@ -225,6 +231,30 @@ def _sequence(model: nn.Module, batch: dict[str, Any], of: str, logit: Logit) ->
     safe = labels.masked_fill(~mask, 0)
     values = F.cross_entropy(logits, safe, reduction="none") if of == "loss" else _pick(logits, safe, None)
     return torch.where(mask, values, torch.zeros_like(values)), mask.long()
+
+
+def is_pairs(batch: dict[str, Any]) -> bool:
+    """Whether each row of the batch is a preference pair, ``input_ids [b, 2, positions]``."""
+    tokens = batch.get("input_ids")
+    return isinstance(tokens, Tensor) and tokens.dim() == 3 and tokens.shape[1] == 2 and "labels" not in batch
+
+
+def answer(batch: dict[str, Any], which: int) -> dict[str, Any]:
+    """The model's inputs of the chosen (0) or rejected (1) answers of a batch of pairs."""
+    return {name: x[:, which] for name, x in batch.items() if isinstance(x, Tensor) and x.dim() == 3}
+
+
+def _pairs(model: nn.Module, batch: dict[str, Any], of: str) -> tuple[Tensor, Tensor]:
+    chosen, rejected = (model(**answer(batch, which)).logits.float() for which in range(2))
+    if of != "loss" or chosen.dim() != 2 or chosen.shape[1] != 1:
+        raise OptionError(
+            f"of={of!r}: rows of chosen_ids and rejected_ids have a loss, and that for a model of one logit (num_labels=1); "
+            f"{type(unwrap(model)).__name__} gave logits of shape {list(chosen.shape)}"
+        )
+    margin = (chosen - rejected).squeeze(1)
+    if "margin" in batch:
+        margin = margin - batch["margin"].to(margin)
+    return -F.logsigmoid(margin), torch.ones(len(margin), dtype=torch.long, device=margin.device)
 
 
 def _problem(model: nn.Module, logits: Tensor, labels: Tensor) -> str:

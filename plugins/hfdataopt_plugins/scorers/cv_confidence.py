@@ -17,7 +17,8 @@ from hfdataopt.options import check_range
 
 @dataclass
 class CvConfidence(Scorer):
-    """Out-of-fold probability of each row's given label; low = probably mislabelled.
+    """Out-of-fold probability of each row's given label; low = probably mislabelled. Of a preference pair, in a ``RewardTrainer``: the
+    probability that the chosen answer is the better one, from the difference of the hidden states.
 
     Args:
         folds: of the cross-validation, drawn by (seed, row id).
@@ -43,15 +44,16 @@ class CvConfidence(Scorer):
         check_range(self, "seed", at_least=0)
 
     def check(self, view: View) -> None:
-        read_labels(view.model, view.pool, None, self.name)
+        if not view.pool.pairs:
+            read_labels(view.model, view.pool, None, self.name)
 
     def score(self, view: View) -> Result:
-        labels = read_labels(view.model, view.pool, None, self.name)
+        labels = None if view.pool.pairs else read_labels(view.model, view.pool, None, self.name).pool
         features = view.embeddings("pool", self.pooling)
         return Result(
             cross_validated_confidence(
                 features,
-                labels.pool,
+                labels,
                 view.pool.ids,
                 folds=self.folds,
                 seed=self.seed,
