@@ -296,7 +296,8 @@ class Reader:
                 parts.append(compute(positions))
                 bar.update(len(positions))
             bar.close()
-            return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+            whole = parts[0] if len(parts) == 1 else {x: torch.cat([part[x] for part in parts]) for x in parts[0]}
+            return {name: tensor.numpy() for name, tensor in whole.items()}
         manifest = {**manifest, "weights": self.weights, "model": type(self.model).__name__, "rows": rows.contents}
         name = f"{what}-{side}-{hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:8]}"
         folder = self.folder / name

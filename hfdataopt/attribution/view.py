@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -100,7 +100,7 @@ class View(Reader):
         *,
         target: str = "loss",
         of: Any = "loss",
-        basis: str = "eigen",
+        basis: str | Basis = "eigen",
         floats_per_row: int = 8192,
         layers: Any = None,
         dtype: str | None = None,
@@ -116,6 +116,7 @@ class View(Reader):
         Args:
             target: names what is differentiated, for the store.
             of: ``"loss"``, ``"logit"`` or a callable ``(model, batch) -> (value [b] or [b, columns], tokens [b])``.
+            basis: ``"eigen"``, ``"random"``, ``"exact"``, or a fitted one (see :meth:`basis_of`), which needs no ``floats_per_row``.
             precondition: changes each gradient of the pool before it is projected; its ``key`` tells it from others.
             samples: the vector of a query is then the weighted sum of the gradients of its samples' losses (a policy
                 gradient), and its target sum the weighted sum of their losses.
@@ -125,7 +126,11 @@ class View(Reader):
         engine_dtype = self._engine_dtype(dtype)
         self.facts["precision"] = self.precision(dtype)
         vectors = self._vectors(of, precondition, samples)
-        fitted = self._basis(target, vectors, basis, floats_per_row, layers, engine_dtype, on_nonfinite, seed)
+        if isinstance(basis, Basis):
+            fitted = basis
+            self._note_basis(target, fitted)
+        else:
+            fitted = self._basis(target, vectors, basis, floats_per_row, layers, engine_dtype, on_nonfinite, seed)
         self._compare_precision(target, of, layers, engine_dtype)
         mine = vectors[side]
 
@@ -307,17 +312,10 @@ class View(Reader):
         on_nonfinite: str,
         seed: int,
     ) -> Basis:
-        """One basis per moment and target, fitted on a sample of pool and queries, on disk where there is a folder."""
+        """One basis per moment and target, fitted on a sample of pool and queries."""
         keys = [one.key for one in vectors.values() if one.key]
-        described = json.dumps([target, kind, floats_per_row, layers, dtype, seed, *keys])
-        if described in self._bases:
-            return self._bases[described]
-        name = f"basis-{target}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
-        folder = None if self.folder is None else self.folder / name
 
         def fit() -> Basis:
-            if folder is not None and (folder / "basis.json").is_file():
-                return Basis.load(folder)
             shared = self.engine_options(layers, dtype)
             samples = [one.sample(BASIS_ROWS, seed) for one in vectors.values()]
             unlike = any(
@@ -337,19 +335,37 @@ class View(Reader):
             basis.metadata["kept_share"] = {
                 side: self._kept_share(one, basis, seed, shared) for side, one in vectors.items()
             }
-            if folder is not None:
-                basis.save(folder)
             return basis
 
-        fitted = self.processes.run_on_main(fit)
-        self._bases[described] = fitted
+        fitted = self.basis_of(target, [kind, floats_per_row, layers, dtype, seed, *keys], fit)
+        self._note_basis(target, fitted)
+        return fitted
+
+    def basis_of(self, name: str, options: Any, fit: Callable[[], Basis]) -> Basis:
+        """What ``fit`` gives to the main process, once per moment, ``name`` and ``options`` (JSON); on disk where there is a folder."""
+        described = json.dumps([name, options])
+        if described not in self._bases:
+            key = hashlib.sha256(described.encode()).hexdigest()[:8]
+            folder = None if self.folder is None else self.folder / f"basis-{name}-{key}"
+
+            def load_or_fit() -> Basis:
+                if folder is not None and (folder / "basis.json").is_file():
+                    return Basis.load(folder)
+                basis = fit()
+                if folder is not None:
+                    basis.save(folder)
+                return basis
+
+            self._bases[described] = self.processes.run_on_main(load_or_fit)
+        return self._bases[described]
+
+    def _note_basis(self, target: str, fitted: Basis) -> None:
         self.facts.setdefault("basis", {})[target] = {
             "kind": fitted.kind,
             "floats": fitted.size,
             "hash": fitted.hash,
             "kept_share": fitted.metadata.get("kept_share"),
         }
-        return fitted
 
     def _compare_precision(self, target: str, of: Any, layers: Any, dtype: str | None) -> None:
         """In half precision: how far inner products of sampled gradients are from those in float32; said once per run, kept."""

@@ -145,7 +145,6 @@ class Basis:
             return materialise(complete(block, captured), block.rows, block.columns).flatten(1)
         total: Tensor | None = None
         for left, right, bias in captured:
-            small_left = _dense(left, block.rows).transpose(1, 2) if part.left is None else _times(left, part.left)
             if part.right is None:
                 ((_, right),) = complete(block, [Captured(left, right, bias)])
                 small_right = _dense(right, block.columns).transpose(1, 2)
@@ -153,7 +152,11 @@ class Basis:
                 small_right = seen.get(right, part.right) if seen is not None else _times(right, part.right)
                 if bias is not None and not block.vector:
                     small_right = small_right + part.right[block.inputs + bias].unsqueeze(-1)
-            product = torch.bmm(small_left, small_right.transpose(1, 2))
+            if part.left is None and is_index(left):
+                product = materialise([(left, small_right.transpose(1, 2))], block.rows, small_right.shape[1])
+            else:
+                small_left = left.float().transpose(1, 2) if part.left is None else _times(left, part.left)
+                product = torch.bmm(small_left, small_right.transpose(1, 2))
             total = product if total is None else total.add_(product)
         assert total is not None
         flat = total.flatten(1)

@@ -153,7 +153,7 @@ def _finish(piece: Piece, on_nonfinite: OnNonfinite) -> ExampleGradients:
     features, norm = features.cpu(), collected.squared_norm
     if collected.precondition is not None:
         norm = torch.zeros(collected.size, dtype=torch.float64) if norm is None else norm.cpu()
-    ok = torch.isfinite(features.abs().sum(1)) & torch.isfinite(piece.loss_sum)
+    ok = torch.isfinite(features.sum(1)) & torch.isfinite(piece.loss_sum)
     bad = [row for row, good in zip(piece.row_ids, ok.tolist(), strict=True) if not good]
     if not bad:
         return ExampleGradients(

@@ -13,11 +13,10 @@ times the influence. Gradients are of losses summed over tokens; a query vector 
 from hfdataopt.influence.features import influence, inner_products, inverse_products, mean_squares
 from hfdataopt.influence.gauss_newton import GaussNewton
 from hfdataopt.influence.iterative import Solution, conjugate_gradients, largest_eigenvalue, lissa
-from hfdataopt.influence.kfac import Rotated, kfac_basis
+from hfdataopt.influence.kfac import kfac_basis
 
 __all__ = [
     "GaussNewton",
-    "Rotated",
     "Solution",
     "conjugate_gradients",
     "influence",

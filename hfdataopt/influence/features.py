@@ -25,8 +25,9 @@ from hfdataopt.errors import DataError, OptionError
 
 FeatureSolver = Literal["identity", "datainf", "ekfac"]
 FEATURE_SOLVERS = ("identity", "datainf", "ekfac")
-# Float64 bytes of the pool's features that are in memory at once.
-ROW_BLOCK_BYTES = 2**28
+# Bytes of the pool's features that are read at once, and entries of them that are in float64 at once: few enough for a cache.
+ROW_BLOCK_BYTES = 2**27
+CACHED_ENTRIES = 2**20
 
 
 class Features(Protocol):
@@ -49,8 +50,15 @@ def influence(
 
 def inner_products(pool: Features, vectors: Tensor) -> Tensor:
     """Inner products of all pool rows with ``vectors [q, d]``: ``[n, q]`` float64."""
-    products = [block @ vectors.T for block in row_blocks(pool)]
-    result = torch.cat(products) if products else vectors.new_zeros(0, len(vectors))
+    products = [vectors.new_zeros(0, len(vectors))]
+    for block in _blocks(pool):
+        step = max(1, CACHED_ENTRIES // len(block))
+        total = vectors.new_zeros(len(block), len(vectors))
+        for start in range(0, block.shape[1], step):
+            columns = slice(start, start + step)
+            total.addmm_(block[:, columns].double(), vectors[:, columns].T)
+        products.append(total)
+    result = torch.cat(products)
     return result.masked_fill(~torch.isfinite(result), float("nan"))
 
 
@@ -95,7 +103,8 @@ def mean_squares(pool: Features) -> tuple[Tensor, int]:
     total: Tensor | float = 0.0
     count = 0
     for block in _finite_blocks(pool):
-        total = total + block.square().sum(0)
+        for rows in block.split(max(1, CACHED_ENTRIES // block.shape[1])):
+            total = total + rows.double().square_().sum(0)
         count += len(block)
     if not isinstance(total, Tensor) or not count:
         raise DataError(
@@ -122,21 +131,32 @@ def spans(offsets: Sequence[int]) -> list[tuple[int, int]]:
 
 def row_blocks(features: Features) -> Iterator[Tensor]:
     """The features in blocks of rows, ``[b, d]`` float64."""
+    for block in _blocks(features):
+        yield block.double()
+
+
+def _blocks(features: Features) -> Iterator[Tensor]:
+    """The features in blocks of rows, ``[b, d]``, in their own precision."""
     start = 0
     step = 1  # the first row tells how long the rows are
     while start < len(features):
         rows = features[start : start + step]
-        part = rows.double() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows, dtype=np.float64))
-        part = part.flatten(1)
+        part = (rows if isinstance(rows, Tensor) else _in_memory(rows)).flatten(1)
         yield part
         start += step
-        step = max(1, ROW_BLOCK_BYTES // (8 * max(1, part.shape[1])))
+        step = max(1, ROW_BLOCK_BYTES // (part.element_size() * max(1, part.shape[1])))
+
+
+def _in_memory(rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(rows) if isinstance(rows, np.memmap) or not rows.flags.writeable else rows)
 
 
 def _finite_blocks(features: Features) -> Iterator[Tensor]:
-    for block in row_blocks(features):
-        finite = torch.isfinite(block).all(1)
-        yield block if finite.all() else block[finite]
+    for block in _blocks(features):
+        if torch.isfinite(block.sum()):
+            yield block
+        else:
+            yield block[torch.isfinite(block).all(1)]
 
 
 def _datainf(pool: Features, count: int, vectors: Tensor, offsets: Sequence[int], lambdas: Tensor) -> Tensor:
@@ -148,7 +168,7 @@ def _datainf(pool: Features, count: int, vectors: Tensor, offsets: Sequence[int]
     sums = [torch.zeros(min(len(vectors), b - a), b - a, dtype=torch.float64) for a, b in blocks]
     for part in _finite_blocks(pool):
         for (a, b), lam, total in zip(blocks, lambdas, sums, strict=True):
-            rows = part[:, a:b]
+            rows = part[:, a:b].double()
             scaled = _divide(rows, (lam + rows.square().sum(1, keepdim=True)).expand_as(rows))
             if len(vectors) <= b - a:
                 total += (vectors[:, a:b] @ scaled.T) @ rows

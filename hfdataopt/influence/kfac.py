@@ -5,9 +5,7 @@
 """
 
 from collections.abc import Iterable
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,6 @@ from hfdataopt.gradients.blocks import Layers
 from hfdataopt.gradients.fit import _groups, _Moments, _sweep
 from hfdataopt.gradients.losses import CustomLoss
 from hfdataopt.gradients.runner import OnNonfinite
-from hfdataopt.influence.features import Features
 
 
 def kfac_basis(
@@ -41,6 +38,7 @@ def kfac_basis(
     runner = Runner(model, layers=layers, dtype=dtype, custom_loss=custom_loss, memory=memory)
     blocks = runner.blocks
     parts = []
+    last: tuple[Tensor | None, Tensor | None] = (None, None)  # query, key and value layers read the same activations
     for group in _groups(blocks, 1):
         moments = _Moments(group, None)
         bad = _sweep(runner, batches, moments)
@@ -48,34 +46,12 @@ def kfac_basis(
             raise nonfinite_error(bad)
         for index in group:
             left, right = moments.take(index) if index in moments.left else (None, None)
-            parts.append(Part(_eigenvectors(left), _eigenvectors(right), None, blocks[index].size))
+            if last[0] is None or right is None or not torch.equal(last[0], right):
+                last = right, _eigenvectors(right)
+            parts.append(Part(_eigenvectors(left), last[1], None, blocks[index].size))
     return Basis("eigen", _describe(blocks), parts)
 
 
 def _eigenvectors(moment: Tensor | None) -> Tensor | None:
     """All of a second moment ``[size, size]``, float32; None (coordinates) for a diagonal one."""
     return None if moment is None or moment.dim() == 1 else torch.linalg.eigh(moment)[1].float()
-
-
-class Rotated:
-    """Exact features ``[n, P]`` seen in another basis: rows are projected when they are read, ``[b, d]`` float32."""
-
-    def __init__(self, features: Features, basis: Basis) -> None:
-        self.features, self.basis = features, basis
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, key: slice, /) -> Tensor:
-        found = self.features[key]
-        rows = (found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))).float().flatten(1)
-        parts = []
-        start = 0
-        for index, (_, left, right, _) in enumerate(self._shapes()):
-            gradient = rows[:, start : start + left * right].view(-1, left, right)
-            parts.append(self.basis.project_matrix(index, gradient))
-            start += left * right
-        return torch.cat(parts, dim=1)
-
-    def _shapes(self) -> list[list[Any]]:
-        return self.basis.layers

@@ -16,15 +16,10 @@ from hfdataopt.errors import DataError, OptionError, StoreError
 from hfdataopt.files import is_intact, sealed, write_whole
 from hfdataopt.gradients import Basis, find_blocks, gradient_norms, name_rows, take_rows
 from hfdataopt.gradients.batches import nonfinite_error
-from hfdataopt.influence.features import (
-    Features,
-    inner_products,
-    inverse_products,
-    row_blocks,
-)
+from hfdataopt.influence.features import Features, inner_products, inverse_products, row_blocks
 from hfdataopt.influence.gauss_newton import GaussNewton, check_model
 from hfdataopt.influence.iterative import POWER_STEPS, Solution, conjugate_gradients, largest_eigenvalue, lissa
-from hfdataopt.influence.kfac import Rotated, kfac_basis
+from hfdataopt.influence.kfac import kfac_basis
 from hfdataopt.options import check_range
 
 if TYPE_CHECKING:
@@ -148,24 +143,21 @@ class InfluenceScorer(GradientScorer):
             return Result(
                 Result.of(products, len(view.pool), len(view.rows("queries")), self.name).values, metadata=facts
             )
+        if self.solver == "ekfac" and options["basis"] == "exact":
+            vectors["basis"] = self._eigenbasis(view)
         found = view.gradients("queries", **vectors)
         if self.iterative:
             products, solved = self._iterate(view, found, vectors)
             facts |= solved
         else:
-            products = self._closed_form(view, found, view.gradients("pool", **vectors))
+            products = self._closed_form(found, view.gradients("pool", **vectors))
         return Result(matrix=products, metadata=facts) if self.per_query else Result(products[:, 0], metadata=facts)
 
-    def _closed_form(self, view: View, queries: GradientFeatures, pool: GradientFeatures) -> torch.Tensor:
-        basis = queries.basis
-        rows: Features = pool.features
-        wanted: Features = queries.features
-        if self.solver == "ekfac" and basis.kind == "exact":
-            basis = self._rotation(view)
-            rows, wanted = Rotated(rows, basis), Rotated(wanted, basis)
+    def _closed_form(self, queries: GradientFeatures, pool: GradientFeatures) -> torch.Tensor:
         solver: Any = self.solver
-        right = self._right_sides(wanted)
-        return inner_products(rows, inverse_products(rows, right, basis.offsets, solver, self.setting("damping")))
+        right = self._right_sides(queries.features)
+        offsets, damping = queries.basis.offsets, self.setting("damping")
+        return inner_products(pool.features, inverse_products(pool.features, right, offsets, solver, damping))
 
     def _right_sides(self, queries: Features) -> torch.Tensor:
         """The vectors to solve for, ``[q, d]`` float64: of each query, or the mean of those that are finite."""
@@ -178,13 +170,21 @@ class InfluenceScorer(GradientScorer):
             total, count = total + block[finite].sum(0), count + int(finite.sum())
         return (total / count).unsqueeze(0)
 
-    def _rotation(self, view: View) -> Basis:
-        return kfac_basis(
-            view.model,
-            list(view.batches("pool", view.pool.by_length(draw(view.pool.ids, KFAC_ROWS, self.seed)))),
-            on_nonfinite=self.on_nonfinite,
-            **view.engine_options(self.layers, self.dtype),
-        )
+    def _eigenbasis(self, view: View) -> Basis:
+        """All of the Kronecker-factored eigenvectors, fitted on rows of the pool."""
+        options = {"rows": KFAC_ROWS, "layers": self.layers, "dtype": self.dtype, "seed": self.seed}
+
+        def fit() -> Basis:
+            basis = kfac_basis(
+                view.model,
+                list(view.batches("pool", view.pool.by_length(draw(view.pool.ids, KFAC_ROWS, self.seed)))),
+                on_nonfinite=self.on_nonfinite,
+                **view.engine_options(self.layers, self.dtype),
+            )
+            basis.metadata["kept_share"] = {"pool": 1.0, "queries": 1.0}  # a rotation of the whole gradient
+            return basis
+
+        return view.basis_of("kfac", options, fit)
 
     # -- cg and lissa
 

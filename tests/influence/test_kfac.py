@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hfdataopt.gradients import per_example_gradients
-from hfdataopt.influence import Rotated, influence, kfac_basis
+from hfdataopt.influence import influence, kfac_basis
 
 from .models import NAMES, batches, build, ekfac_influence, rows_for
 
@@ -41,13 +41,28 @@ def test_ekfac_equals_brute_force(name: str) -> None:
         assert float((found - wanted).norm() / wanted.norm()) < 1e-4
 
 
-def test_exact_features_seen_in_the_eigenbasis() -> None:
+def test_the_basis_is_a_rotation() -> None:
     model, pool = build("bert"), rows_for("bert", 9, 1)
     basis = kfac_basis(model, batches(pool, 4))
-    exact = torch.cat([part.features for part in per_example_gradients(model, batches(pool, 4), basis="exact")])
-    wanted = torch.cat([part.features for part in per_example_gradients(model, batches(pool, 4), basis=basis)])
-    rotated = Rotated(exact.unsqueeze(1), basis)
-    assert len(rotated) == 9
-    torch.testing.assert_close(rotated[2:7], wanted[2:7], rtol=1e-4, atol=1e-6)
+    exact, rotated = (
+        torch.cat([part.features for part in per_example_gradients(model, batches(pool, 4), basis=one)])
+        for one in ("exact", basis)
+    )
     # Nothing of the rows that it was fitted on is lost.
-    torch.testing.assert_close(rotated[0:9].norm(dim=1), exact.norm(dim=1), rtol=1e-4, atol=0)
+    torch.testing.assert_close(rotated @ rotated.T, exact @ exact.T, rtol=1e-4, atol=1e-6)
+    index, (_, rows, columns, _) = next((i, x) for i, x in enumerate(basis.layers) if min(x[1:3]) > 1)
+    start = sum(left * right for _, left, right, _ in basis.layers[:index])
+    gradient = exact[:, start : start + rows * columns].view(-1, rows, columns)
+    part = slice(basis.offsets[index], basis.offsets[index + 1])
+    torch.testing.assert_close(rotated[:, part], basis.project_matrix(index, gradient), rtol=1e-4, atol=1e-6)
+
+
+def test_layers_that_read_the_same_input_share_its_eigenvectors() -> None:
+    model = build("llama")
+    basis = kfac_basis(model, batches(rows_for("llama", 6, 1), 2))
+    by_name = {layer[0]: part.right for layer, part in zip(basis.layers, basis.parts, strict=True)}
+    key, value, output = (
+        next(right for name, right in by_name.items() if name.endswith(f"0.self_attn.{x}_proj")) for x in "kvo"
+    )
+    assert key is value  # the query of a first position has no gradient, so what it reads is not counted there
+    assert output is not value
