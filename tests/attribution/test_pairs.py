@@ -136,6 +136,18 @@ def test_in_training_weights_are_untouched_and_scores_belong_to_the_rows(tmp_pat
     assert worst not in select(pool, scores, k=8)["row_id"][:]
 
 
+@pytest.mark.parametrize("scorer", ["rds", "influence", "grad-norm"])
+def test_the_other_scorers_without_classes(scorer: str) -> None:
+    """A pair with itself the wrong way round has the opposite difference: what helps one harms the other."""
+    model, pool = bert(labels=1), tokenized(8)
+    turned = pool.rename_columns({"chosen_ids": "rejected_ids", "rejected_ids": "chosen_ids"})
+    scores = attribute(model, pool, tokenized(3, seed=5), scorer)
+    again = attribute(model, turned, tokenized(3, seed=5), scorer)
+    assert np.isfinite(scores.values).all()
+    if scorer == "influence":
+        assert (np.sign(scores.matrix) == -np.sign(again.matrix)).mean() > 0.9
+
+
 @pytest.mark.parametrize("scorer", ["label-consistency", "freeshap", "knn-shapley"])
 def test_scorers_of_classes_say_what_takes_pairs(scorer: str) -> None:
     with pytest.raises(DataError, match=r"the pool holds preference pairs .* for pairs use cv-confidence"):
