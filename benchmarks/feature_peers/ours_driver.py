@@ -29,7 +29,7 @@ def features(job: Job, clock: Clock, kind: str, floats: str, rows: str = "256") 
         if kind == "random":
             basis = Basis.random(find_blocks(model), int(floats), 0)
         else:
-            basis = fit_basis(model, pool + queries, floats_per_row=int(floats), rows=int(rows))
+            basis = fit_basis(model, pool + queries, kind=kind, floats_per_row=int(floats), rows=int(rows))  # type: ignore[arg-type]
     with clock("features"):
         one, other = (
             torch.cat([found.features for found in per_example_gradients(model, batches, basis=basis)])

@@ -151,7 +151,8 @@ class GradientScorer(Scorer):
 
     Args:
         basis: ``eigen`` projects each layer's gradient onto leading eigenvectors of its activation and output-gradient
-            covariances; ``random`` is the seeded two-sided projection other libraries use; ``exact`` keeps all.
+            covariances; ``random`` is the seeded two-sided projection other libraries use; ``sketch`` hashes the
+            entries of each layer into signed buckets (unbiased as ``random``, with less variance); ``exact`` keeps all.
         floats_per_row: size of a projected gradient.
         layers: ``"last:2"``, ``"linear"``, a name pattern, or a list of them; None takes all linear layers but the LM head.
         dtype: precision of forward and backward; None takes the trainer's autocast.
@@ -159,7 +160,7 @@ class GradientScorer(Scorer):
         seed: of the sample that the basis is fitted on, and of every other draw.
     """
 
-    basis: Literal["eigen", "random", "exact"] = field(default="eigen", kw_only=True)
+    basis: Literal["eigen", "random", "sketch", "exact"] = field(default="eigen", kw_only=True)
     floats_per_row: int = field(default=8192, kw_only=True)
     layers: str | list[str] | None = field(default=None, kw_only=True)
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(default=None, kw_only=True)

@@ -116,7 +116,7 @@ class View(Reader):
         Args:
             target: names what is differentiated, for the store.
             of: ``"loss"``, ``"logit"`` or a callable ``(model, batch) -> (value [b] or [b, columns], tokens [b])``.
-            basis: ``"eigen"``, ``"random"``, ``"exact"``, or a fitted one (see :meth:`basis_of`), which needs no ``floats_per_row``.
+            basis: ``"eigen"``, ``"random"``, ``"sketch"``, ``"exact"``, or a fitted one (see :meth:`basis_of`), which needs no ``floats_per_row``.
             precondition: changes each gradient of the pool before it is projected; its ``key`` tells it from others.
             samples: the vector of a query is then the weighted sum of the gradients of its samples' losses (a policy
                 gradient), and its target sum the weighted sum of their losses.
@@ -444,7 +444,7 @@ class View(Reader):
             **shared,
         )
         if (
-            basis.kind == "random" and share < 0.1
+            basis.kind in ("random", "sketch") and share < 0.1
         ):  # 1 in expectation: projectors on GPUs have been seen to return zeros
             raise DataError(
                 f"{self.name}: the random projection keeps {share:.2g} of the squared gradient norm of the {vectors.side}, where about "

@@ -5,6 +5,9 @@
   of the activations (Choe et al. 2024, arXiv 2405.13954, there called PCA initialisation); which entries of which block
   are kept is decided over all blocks together, see :mod:`hfdataopt.gradients.fit`
 - ``random``: ``L^T G R`` with Gaussian L and R; dot products and norms are right in expectation
+- ``sketch``: a tensor sketch (Pham and Pagh 2013): entry (i, j) goes, with the sign ``s_i s_j``, into bucket ``h_i + h_j`` modulo
+  the number of buckets d. Right in expectation too, with a variance in 1 / d; that of ``random`` is in 1 / sqrt(d), for it has
+  only l directions for the rows and r for the columns of ``d = l r``
 
 A basis is fitted once per checkpoint and used for pool and queries alike, so that their features can be multiplied.
 """
@@ -26,16 +29,19 @@ from hfdataopt.errors import OptionError, StoreError
 from hfdataopt.files import write_whole
 from hfdataopt.gradients.blocks import Block
 from hfdataopt.gradients.capture import Captured, complete
-from hfdataopt.gradients.factors import is_index, materialise
+from hfdataopt.gradients.factors import Uses, is_index, materialise
 
-BasisKind = Literal["exact", "eigen", "random"]
-KINDS = ("exact", "eigen", "random")
+BasisKind = Literal["exact", "eigen", "random", "sketch"]
+KINDS = ("exact", "eigen", "random", "sketch")
+# Of a sketch from the factors, on a CPU: what an entry of a side and a bucket cost, when an entry of the gradient costs 1.
+FACTOR_COSTS = (30, 250)
 
 
 @dataclass(frozen=True)
 class Part:
     """Basis of one block. ``left [rows, l]`` and ``right [columns, r]``, None for the identity; ``keep`` are the
-    entries kept of the flattened ``[l, r]`` matrix, None for all."""
+    entries kept of the flattened ``[l, r]`` matrix, None for all. Of a sketch ``left [rows]`` and ``right [columns]`` are
+    int64: bucket b with its sign as b + 1 or -(b + 1)."""
 
     left: Tensor | None
     right: Tensor | None
@@ -114,6 +120,25 @@ class Basis:
             parts.append(Part(matrices[0], matrices[1], None, left * right))
         return cls("random", _describe(blocks), parts, seed=seed)
 
+    @classmethod
+    def sketch(cls, blocks: Sequence[Block], floats_per_row: int, seed: int, norms: Sequence[float]) -> "Basis":
+        """Buckets for each block in proportion to ``norms``, its gradients' (a block's share of the variance is then the least in
+        all), or all of its entries where they are fewer; drawn as :meth:`random` is."""
+        if sum(block.size for block in blocks) <= floats_per_row:
+            return cls.exact(blocks)
+        _check_budget(blocks, floats_per_row)
+        parts = []
+        for block, share in zip(blocks, _shares([block.size for block in blocks], norms, floats_per_row), strict=True):
+            if share == block.size:
+                parts.append(Part(None, None, None, share))
+                continue
+            left, right = (
+                _signed_buckets(size, share, f"{seed}/{block.name}/sketch/{name}")
+                for name, size in (("left", block.rows), ("right", block.columns))
+            )
+            parts.append(Part(left, right, None, share))
+        return cls("sketch", _describe(blocks), parts, seed=seed)
+
     def check(self, blocks: Sequence[Block]) -> None:
         """``OptionError`` unless this basis was made for exactly these blocks."""
         wanted = _describe(blocks)
@@ -143,6 +168,8 @@ class Basis:
         part = self.on(captured[0].left.device)[index]
         if part.left is None and part.right is None:
             return materialise(complete(block, captured), block.rows, block.columns).flatten(1)
+        if self.kind == "sketch":
+            return _sketch(complete(block, captured), block, part)
         total: Tensor | None = None
         for left, right, bias in captured:
             if part.right is None:
@@ -165,6 +192,8 @@ class Basis:
     def project_matrix(self, index: int, gradient: Tensor) -> Tensor:
         """Features of block ``index`` from materialised gradients ``[batch, rows, columns]``."""
         part = self.on(gradient.device)[index]
+        if self.kind == "sketch" and part.left is not None and part.right is not None:
+            return _sketch_matrix(gradient, part.left, part.right, part.size)
         if part.left is not None:
             gradient = torch.matmul(part.left.T, gradient)
         if part.right is not None:
@@ -248,6 +277,75 @@ def _gaussian(size: int, rank: int, key: str) -> Tensor:
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(size, rank, generator=generator) / rank**0.5
+
+
+def _shares(sizes: Sequence[int], norms: Sequence[float], total: int) -> list[int]:
+    """``total`` divided in proportion to the norms, at least 1 and at most the size each, in lengths that transform fast."""
+    shares = [1.0] * len(sizes)
+    left, open_ = float(total - len(sizes)), set(range(len(sizes)))
+    while open_ and left > 0:
+        whole = sum(norms[i] for i in open_)
+        wanted = {i: left * (norms[i] / whole if whole > 0 else 1 / len(open_)) for i in open_}
+        full = {i for i in open_ if shares[i] + wanted[i] >= sizes[i]}
+        for i in full or open_:
+            added = min(wanted[i], sizes[i] - shares[i])
+            shares[i] += added
+            left -= added
+        open_ = open_ - full if full else set()
+    return [size if share >= size else _smooth(int(share + 1e-6)) for size, share in zip(sizes, shares, strict=True)]
+
+
+def _smooth(length: int) -> int:
+    """The largest number up to ``length`` without a prime factor above 5."""
+    for found in range(length, 0, -1):
+        rest = found
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return found
+    raise AssertionError(length)
+
+
+def _signed_buckets(size: int, buckets: int, key: str) -> Tensor:
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+    chosen = torch.randint(buckets, (size,), generator=generator) + 1
+    return chosen * (2 * torch.randint(2, (size,), generator=generator) - 1)
+
+
+def _sketch(uses: Uses, block: Block, part: Part) -> Tensor:
+    """Sketch ``[batch, buckets]`` of a block's gradients: of the factors, convolved by Fourier transforms, or of the gradients
+    where these are cheaper to make. Costs are those of a CPU, in units of one multiplication and addition of a matrix product."""
+    assert part.left is not None
+    assert part.right is not None
+    by_factors = FACTOR_COSTS[0] * (block.rows + block.columns) + FACTOR_COSTS[1] * part.size
+    if by_factors > block.rows * block.columns:
+        return _sketch_matrix(materialise(uses, block.rows, block.columns), part.left, part.right, part.size)
+    spectrum: Tensor | None = None
+    for left, right in uses:
+        one, other = (
+            torch.fft.rfft(_bucketed(x, y, part.size), dim=-1) for x, y in ((left, part.left), (right, part.right))
+        )
+        product = (one * other).sum(1)
+        spectrum = product if spectrum is None else spectrum.add_(product)
+    return torch.fft.irfft(spectrum, n=part.size)
+
+
+def _sketch_matrix(gradient: Tensor, left: Tensor, right: Tensor, buckets: int) -> Tensor:
+    """Sketch ``[batch, buckets]`` of gradients ``[batch, rows, columns]``."""
+    where = (left.abs()[:, None] + right.abs() - 2) % buckets
+    signed = gradient * (left.sign()[:, None] * right.sign())
+    return gradient.new_zeros(len(gradient), buckets).index_add_(1, where.flatten(), signed.flatten(1))
+
+
+def _bucketed(side: Tensor, buckets: Tensor, count: int) -> Tensor:
+    """Count sketch ``[batch, positions, count]`` of one side of the factors."""
+    if is_index(side):
+        chosen = buckets[side]
+        zeros = torch.zeros(*side.shape, count, device=side.device)
+        return zeros.scatter_(-1, (chosen.abs() - 1).unsqueeze(-1), chosen.sign().float().unsqueeze(-1))
+    signed = side.float() * buckets.sign()
+    return signed.new_zeros(*side.shape[:-1], count).index_add_(-1, buckets.abs() - 1, signed)
 
 
 def _dense(side: Tensor, size: int) -> Tensor:

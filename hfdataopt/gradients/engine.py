@@ -58,7 +58,7 @@ def per_example_gradients(
     """Gradient features of every row, batch by batch.
 
     ``batches``: dicts as a data collator makes them (``labels`` included). The key ``row_id`` (list or tensor ``[b]``)
-    names the rows, else their position does; the key ``weights`` ``[b]`` weighs them. With ``basis="eigen"`` the
+    names the rows, else their position does; the key ``weights`` ``[b]`` weighs them. With ``basis="eigen"`` or ``"sketch"`` the
     batches are read twice: pass a list or a data loader (with a generator of its own, so that iterating it draws
     nothing). ``of``, ``logit``, ``custom_loss``: see :func:`hfdataopt.gradients.losses.make_target`.
     ``weights``: factor on each row's gradient, by row id (mapping) or by position over all batches (sequence).
@@ -66,8 +66,8 @@ def per_example_gradients(
     each gradient (a parameter that it lacks keeps its gradient); or a callable ``(parameter name, gradient [b,
     *shape]) -> gradient``, which may overwrite its argument. Weights apply before it. Gradients are then made whole, one
     block at a time. For Adam see :class:`hfdataopt.gradients.adam.AdamMoments`.
-    ``basis``: ``"exact"``, ``"eigen"``, ``"random"`` or a fitted :class:`Basis`; ``floats_per_row``: upper bound of d
-    for the last two names. ``layers``: see :func:`hfdataopt.gradients.blocks.find_blocks`. ``seed``: of the fit
+    ``basis``: ``"exact"``, ``"eigen"``, ``"random"``, ``"sketch"`` or a fitted :class:`Basis`; ``floats_per_row``: upper bound of d
+    for the last three names. ``layers``: see :func:`hfdataopt.gradients.blocks.find_blocks`. ``seed``: of the fit
     sample and of the random basis.
     ``dtype``: ``"float32"``, ``"bfloat16"`` or ``"float16"`` for forward and backward; None leaves the caller's
     autocast in force. Sums and projections are float32.
@@ -87,9 +87,9 @@ def per_example_gradients(
         basis.check(runner.blocks)
     elif basis not in KINDS:
         raise OptionError(f"basis={basis!r} arrived; it must be one of {', '.join(KINDS)}, or a fitted Basis")
-    elif basis == "eigen" and iter(batches) is batches:
+    elif basis in ("eigen", "sketch") and iter(batches) is batches:
         raise OptionError(
-            "basis='eigen' reads the batches twice, but an iterator that can be read once arrived; pass a list or "
+            f"basis={basis!r} reads the batches twice, but an iterator that can be read once arrived; pass a list or "
             "a data loader, or a Basis from fit_basis"
         )
 

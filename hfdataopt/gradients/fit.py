@@ -32,6 +32,9 @@ from hfdataopt.gradients.precondition import Precondition, preconditioned
 from hfdataopt.gradients.runner import MemoryLimit, OnNonfinite, Runner, Weights
 from hfdataopt.gradients.second_moments import _Accumulator, _Directions, _groups, _half_centred, _Moments, _sweep
 
+# Rows that the norms of blocks are taken of, for a sketch.
+NORM_ROWS = 64
+
 
 @dataclass(frozen=True)
 class Source:
@@ -67,8 +70,9 @@ def fit_basis(
     ``batches`` is read twice, and holds pool and query rows alike (their ids must differ); ``rows`` of them, chosen by
     (seed, row id), are the sample; None takes all. Where pool and queries differ in target, weights or precondition, pass
     a list with a :class:`Source` for each: ``rows`` is then divided evenly among them, and they count alike. ``exact``
-    and ``random`` do not look at the batches. An ``exact`` basis results whenever the whole gradient has at most
-    ``floats_per_row`` entries. The other options are those of :func:`hfdataopt.gradients.per_example_gradients`.
+    and ``random`` do not look at the batches, ``sketch`` once at no more than ``NORM_ROWS`` of the sample. An ``exact`` basis
+    results whenever the whole gradient has at most ``floats_per_row`` entries. The other options are those of
+    :func:`hfdataopt.gradients.per_example_gradients`.
 
     Raises ``DataError`` when the sample is empty, has no gradient at all, or (unless ``on_nonfinite="skip"``) a row
     of it is not finite.
@@ -93,6 +97,8 @@ def fit_basis(
         return Basis.random(blocks, floats_per_row, seed)
     _check_budget(blocks, floats_per_row)
     _check_rereadable("fit_basis", sources)
+    if kind == "sketch":  # norms need fewer rows than directions
+        rows = min(rows or NORM_ROWS, NORM_ROWS)
     samples = [_sample(source, rows if rows is None else max(1, rows // len(sources)), seed) for source in sources]
     sample = [row for chosen in samples for row in chosen]
     if not sample:
@@ -104,6 +110,13 @@ def fit_basis(
             if bad and on_nonfinite == "error":
                 raise nonfinite_error(bad)
 
+    if kind == "sketch":
+        norms = [_Norms(source.precondition) for source in sources]
+        sweep(norms)
+        shares = [accumulator.shares(len(blocks)) for accumulator in norms]
+        sketch = Basis.sketch(blocks, floats_per_row, seed, torch.stack(shares).sum(0).tolist())
+        sketch.sample = sample
+        return sketch
     cap = _rank_cap(blocks, floats_per_row)
     parts: list[Part | None] = [None] * len(blocks)
     for group in _groups(blocks, len(sources), sum(source.precondition is not None for source in sources)):
@@ -233,6 +246,27 @@ class _Energy(_Accumulator):
         rows, total, squares = self.sums.cpu()
         energy = squares if self.precondition is None else _half_centred(squares, total.square() / rows.clamp_min(1))
         return energy / energy.sum()
+
+
+class _Norms(_Accumulator):
+    """Sum over rows of the squared norm of each block's gradient, of one source."""
+
+    def __init__(self, precondition: Precondition) -> None:
+        super().__init__()
+        self.precondition = precondition
+        self.squares: dict[int, float] = {}
+
+    def add(self, index: int, block: Block, captured: list[Captured]) -> None:
+        if self.precondition is None:
+            squares = squared_norms(complete(block, captured), block.rows, block.columns)
+        else:
+            squares = preconditioned(block, captured, self.precondition).flatten(1).double().square().sum(1)
+        self.squares[index] = self.squares.get(index, 0.0) + float(squares.sum())
+
+    def shares(self, count: int) -> Tensor:
+        """Norms ``[blocks]`` over their sum; zeros where there is no gradient at all."""
+        norms = torch.tensor([self.squares.get(index, 0.0) for index in range(count)], dtype=torch.float64).sqrt()
+        return norms / norms.sum().clamp_min(1e-300)
 
 
 class _Share(_Accumulator):

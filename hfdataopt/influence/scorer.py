@@ -55,7 +55,7 @@ class InfluenceScorer(GradientScorer):
         memory_gib: the most that vectors as long as the whole gradient (``cg``, ``lissa``, ``basis="exact"``) may take.
     """
 
-    basis: Literal["eigen", "random", "exact"] | None = field(default=None, kw_only=True)  # type: ignore[assignment]
+    basis: Literal["eigen", "random", "sketch", "exact"] | None = field(default=None, kw_only=True)  # type: ignore[assignment]
     solver: Literal["identity", "datainf", "ekfac", "cg", "lissa"] = field(default="ekfac", kw_only=True)
     damping: float | None = field(default=None, kw_only=True)
     iterations: int | None = field(default=None, kw_only=True)
@@ -80,9 +80,9 @@ class InfluenceScorer(GradientScorer):
                 f"{self.name}: solver={self.solver!r} works on whole gradients, but basis={self.basis!r} was given; leave basis "
                 "out, or use solver='ekfac' or 'datainf'"
             )
-        if self.solver == "ekfac" and self.basis == "random":
+        if self.solver == "ekfac" and self.basis in ("random", "sketch"):
             raise OptionError(
-                f"{self.name}: solver='ekfac' is diagonal only in the eigenbasis, but basis='random' was given; leave basis out, "
+                f"{self.name}: solver='ekfac' is diagonal only in the eigenbasis, but basis={self.basis!r} was given; leave basis out, "
                 "or use solver='datainf'"
             )
 

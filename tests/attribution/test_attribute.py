@@ -111,7 +111,7 @@ def test_exact_scores_do_not_depend_on_batches(make: str, name: str) -> None:
     close(again.values, scores.values[order])
 
 
-@pytest.mark.parametrize("basis", ["eigen", "random"])
+@pytest.mark.parametrize("basis", ["eigen", "random", "sketch"])
 def test_projected_scores_with_a_stored_basis_do_not_depend_on_batches(tmp_path: Path, basis: str) -> None:
     model, pool, queries = bert().eval(), encoded(9, ids=True), encoded(4, seed=7, ids=True)
     options: dict[str, Any] = {"basis": basis, "floats_per_row": 200, "output_dir": tmp_path / "run"}

@@ -23,6 +23,8 @@ from hfdataopt.gradients import (
     second_moments,
     take_rows,
 )
+from hfdataopt.gradients import basis as basis_module
+from hfdataopt.gradients.capture import Captured
 
 
 def many_rows(tools: Any, name: str, count: int = 60) -> list[dict[str, Any]]:
@@ -202,11 +204,11 @@ def test_the_entries_kept_are_those_with_most_energy(tools: Any) -> None:
 
 def test_a_basis_as_large_as_the_gradient_is_exact(tools: Any) -> None:
     model, rows = tools.build("bert-cls"), tools.make_rows("bert-cls")
-    for kind in ("eigen", "random"):
+    for kind in ("eigen", "random", "sketch"):
         assert fit_basis(model, tools.batches_of(rows, 4), kind=kind, floats_per_row=10**6).kind == "exact"  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["exact", "eigen", "random"])
+@pytest.mark.parametrize("kind", ["exact", "eigen", "random", "sketch"])
 def test_saved_and_loaded(tools: Any, kind: Any, tmp_path: Any) -> None:
     model, rows = tools.build("llama"), tools.make_rows("llama")
     batches = tools.batches_of(rows, 4)
@@ -417,3 +419,101 @@ def test_sources_that_cannot_be_used(tools: Any) -> None:
     assert alone.size == fit_basis(model, [Source(batches), Source(batches, weights=nothing)], floats_per_row=300).size
     with pytest.raises(DataError, match="zero"):
         fit_basis(model, [Source(batches, weights=nothing)] * 2, floats_per_row=300)
+
+
+SHAPES = [
+    ("bert-cls", None),
+    ("gpt2", None),
+    ("llama", ["linear", "norms", "head"]),
+    ("bert-mlm", ["embeddings", "head"]),
+]
+
+
+@pytest.mark.parametrize(("name", "layers"), SHAPES)
+@pytest.mark.parametrize(
+    "buckets", [30, 7]
+)  # of each block; the smaller one leaves nothing to chance: collisions abound
+def test_a_sketch_adds_signed_entries_into_buckets(
+    tools: Any, monkeypatch: Any, name: str, layers: Any, buckets: int
+) -> None:
+    model, rows = tools.build(name), tools.make_rows(name)
+    batches = tools.batches_of(rows, 3)
+    blocks = find_blocks(model, layers)
+    basis = Basis.sketch(blocks, buckets * len(blocks), 3, [1.0 + i % 2 for i in range(len(blocks))])
+    exact = tools.features(per_example_gradients(model, batches, basis="exact", layers=layers))
+    wanted = torch.zeros(len(rows), basis.size)
+    start = 0
+    for block, part, offset in zip(blocks, basis.parts, basis.offsets, strict=False):
+        gradient = exact[:, start : start + block.size].view(-1, block.rows, block.columns)
+        start += block.size
+        if part.left is None:
+            wanted[:, offset : offset + part.size] = gradient.flatten(1)
+            continue
+        for i, row in enumerate(part.left.tolist()):
+            for j, column in enumerate(part.right.tolist()):
+                place = (abs(row) - 1 + abs(column) - 1) % part.size
+                wanted[:, offset + place] += (1 if row * column > 0 else -1) * gradient[:, i, j]
+    from_gradients = basis_module._sketch_matrix
+    for factors in (False, True):  # both ways, whatever the sizes
+        if factors:
+            monkeypatch.setattr(basis_module, "FACTOR_COSTS", (0, 0))
+            monkeypatch.setattr(basis_module, "_sketch_matrix", None)
+        found = tools.features(per_example_gradients(model, batches, basis=basis, layers=layers))
+        assert tools.close(found, wanted)
+    monkeypatch.setattr(basis_module, "_sketch_matrix", from_gradients)
+    unchanged = per_example_gradients(model, batches, basis=basis, layers=layers, precondition=lambda name, x: x)
+    assert tools.close(tools.features(unchanged), wanted)
+
+
+def test_a_sketch_is_right_in_expectation_and_varies_less_than_two_projections() -> None:
+    block = find_blocks(torch.nn.ModuleDict({"one": torch.nn.Linear(40, 30, bias=False)}))
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(1, 5, size, generator=generator) for size in (30, 40)]
+    others = [
+        rows[0] + torch.randn(1, 5, 30, generator=generator),
+        rows[1] + torch.randn(1, 5, 40, generator=generator),
+    ]
+    one, other = (Captured(*side, None) for side in (rows, others))
+    whole = [(x.left.transpose(1, 2) @ x.right).flatten() for x in (one, other)]
+    exact = float(whole[0] @ whole[1])
+    found = {}
+    for kind in ("sketch", "random"):
+        values = []
+        for seed in range(400):
+            basis = Basis.random(block, 100, seed) if kind == "random" else Basis.sketch(block, 100, seed, [1.0])
+            values.append(float(basis.project(0, block[0], [one]) @ basis.project(0, block[0], [other]).T))
+        found[kind] = torch.tensor(values)
+        error = found[kind].std() / 400**0.5
+        assert abs(found[kind].mean() - exact) < 4 * error
+    assert found["sketch"].var() < 0.5 * found["random"].var()
+
+
+def test_buckets_go_where_the_gradient_is(tools: Any) -> None:
+    model, rows = tools.build("llama"), many_rows(tools, "llama")
+    batches, blocks = tools.batches_of(rows, 16), find_blocks(model)
+    basis = fit_basis(model, batches, kind="sketch", floats_per_row=600, rows=20)
+    assert basis.kind == "sketch"
+    assert 540 <= basis.size <= 600
+    assert len(basis.sample) == 20
+    picked = list(take_rows(batches, basis.sample))
+    exact = tools.features(per_example_gradients(model, picked, basis="exact"))
+    ends = np.cumsum([block.size for block in blocks])[:-1].tolist()
+    norms = np.array([float(part.norm()) for part in torch.tensor_split(exact, ends, dim=1)])
+    wanted = 600 * norms / norms.sum()
+    sizes = np.array([part.size for part in basis.parts])
+    assert (sizes <= wanted + 2).all()
+    assert (sizes >= 0.8 * wanted - 2).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "norms", "total", "shares"),
+    [
+        ([100, 100], [1, 3], 42, [10, 30]),
+        ([4, 100], [1, 1], 42, [4, 36]),  # what a small block does not need goes to the others
+        ([100, 100, 100], [0, 1, 1], 41, [1, 20, 20]),
+        ([100, 100], [0, 0], 42, [20, 20]),  # 21 has the factor 7
+        ([2, 3, 100], [5, 5, 1], 50, [2, 3, 45]),
+    ],
+)
+def test_the_shares_of_a_sketch(sizes: list[int], norms: list[float], total: int, shares: list[int]) -> None:
+    assert basis_module._shares(sizes, norms, total) == shares

@@ -15,7 +15,7 @@ MODELS = ["bert-cls", "bert-mlm", "gpt2", "llama"]
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("kind", ["exact", "eigen", "random"])
+@pytest.mark.parametrize("kind", ["exact", "eigen", "random", "sketch"])
 def test_batch_size_row_order_and_padding_do_not_matter(tools: Any, name: str, kind: Any) -> None:
     model, rows = tools.build(name), tools.make_rows(name, [9, 4, 12, 7, 5, 11, 8, 6])
     basis = fit_basis(model, tools.batches_of(rows, 3), kind=kind, floats_per_row=300)
@@ -234,7 +234,7 @@ def test_row_ids_must_match_the_batch(tools: Any) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", ["exact", "eigen", "random"])
+@pytest.mark.parametrize("kind", ["exact", "eigen", "random", "sketch"])
 def test_gpu_agrees_with_cpu(tools: Any, kind: Any) -> None:
     model, rows = tools.build("llama"), tools.make_rows("llama")
     batches = tools.batches_of(rows, 4)

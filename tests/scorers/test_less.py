@@ -124,7 +124,7 @@ def test_the_moments_may_lie_elsewhere(trained: Any, queries: Any, tmp_path: Pat
     close(scores.matrix, callbacks["less"].scores.matrix, 1e-5)
 
 
-@pytest.mark.parametrize("basis", ["eigen", "random"])
+@pytest.mark.parametrize("basis", ["eigen", "random", "sketch"])
 def test_a_projection_is_close(trained: Any, queries: Any, basis: str) -> None:
     folder, _, pool, _ = trained
     checkpoints = [folder / "checkpoint-6"]

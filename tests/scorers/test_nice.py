@@ -191,7 +191,7 @@ def test_variances_and_counts_are_reported(model: Any, pool: Any, queries: Any, 
     assert f"nice: 30 completions of 5 queries, mean reward {np.mean(given):.4g}, variance within a query" in said
 
 
-@pytest.mark.parametrize("basis", ["eigen", "random"])
+@pytest.mark.parametrize("basis", ["eigen", "random", "sketch"])
 def test_a_projection_is_close(model: Any, pool: Any, queries: Any, basis: str) -> None:
     exact = run(model, pool, queries, good_words, normalize=True)
     near = run(model, pool, queries, good_words, normalize=True, basis=basis, floats_per_row=512)

@@ -31,7 +31,7 @@ def test_layers_choose_what_is_compared(model: Any, pool: Any, queries: Any) -> 
     np.testing.assert_allclose(scores.matrix, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("basis", ["eigen", "random"])
+@pytest.mark.parametrize("basis", ["eigen", "random", "sketch"])
 def test_projection_is_close_and_its_share_is_reported(model: Any, pool: Any, queries: Any, basis: str) -> None:
     scores = attribute(model, pool, queries, "tracin", basis=basis, floats_per_row=512)
     exact = loss_gradients(model, pool) @ loss_gradients(model, queries).T

@@ -22,7 +22,7 @@ class SelfInfluence(GradientScorer):
     combine: ClassVar[Any] = "mean"
     needs_queries: ClassVar[bool] = False
 
-    basis: Literal["eigen", "random", "exact"] = field(default="exact", kw_only=True)
+    basis: Literal["eigen", "random", "sketch", "exact"] = field(default="exact", kw_only=True)
 
     def score(self, view: View) -> Result:
         return Result(-view.squared_gradient_norms("pool", **self.gradient_options()))
