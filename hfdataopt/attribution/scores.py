@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from hfdataopt.files import with_checksum, without_checksum
 from hfdataopt.gradients import name_rows
 
 FORMAT = 1
+NUMBERS, PREVIOUS = "scores.safetensors", "scores.previous.safetensors"
 # What a row is called by for a person; the first that it has.
 SHOWN = (("messages",), ("prompt", "completion"), ("prompt", "chosen"), *TEXT_COLUMNS, ("chosen",), ("prompt",))
 KEEP_IDS = (
@@ -333,7 +335,10 @@ class Scores:
     # -- disk
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a folder: ``scores.safetensors`` (numbers) and ``scores.json`` (ids, metadata), and the tokenizer if any."""
+        """Write a folder: ``scores.safetensors`` (numbers) and ``scores.json`` (ids, metadata), and the tokenizer if any.
+
+        A process that is killed on the way leaves either the scores that the folder held before or the new ones.
+        """
         folder = Path(path)
         arrays = {
             name: np.ascontiguousarray(getattr(self, name))
@@ -356,11 +361,16 @@ class Scores:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as work:
-                save_file(arrays, Path(work) / "scores.safetensors")
-                document["numbers"] = _sha256(Path(work) / "scores.safetensors")
+                save_file(arrays, Path(work) / NUMBERS)
+                document["numbers"] = _sha256(Path(work) / NUMBERS)
                 (Path(work) / "scores.json").write_text(json.dumps(with_checksum(document), allow_nan=False))
-                for name in ("scores.safetensors", "scores.json"):
+                kept = folder / PREVIOUS
+                if (folder / NUMBERS).exists():  # the scores of before stay whole until the new ones are
+                    shutil.copyfile(folder / NUMBERS, Path(work) / PREVIOUS)
+                    os.replace(Path(work) / PREVIOUS, kept)
+                for name in (NUMBERS, "scores.json"):
                     os.replace(Path(work) / name, folder / name)
+                kept.unlink(missing_ok=True)
             if self.tokenizer is not None and hasattr(self.tokenizer, "save_pretrained"):
                 self.tokenizer.save_pretrained(folder / "tokenizer")
         except (OSError, TypeError, ValueError, SafetensorError) as error:  # metadata that JSON cannot hold
@@ -372,13 +382,15 @@ class Scores:
         folder = Path(path)
         try:
             document = without_checksum(json.loads((folder / "scores.json").read_text()))
-            arrays = load_file(folder / "scores.safetensors")
             if document["format"] != FORMAT:
                 raise StoreError(f"{str(folder)!r} has format {document['format']}; this version reads format {FORMAT}")
-            if document["numbers"] != _sha256(folder / "scores.safetensors"):
+            numbers = [folder / name for name in (NUMBERS, PREVIOUS) if (folder / name).exists()]
+            written = [file for file in numbers if _sha256(file) == document["numbers"]]
+            if numbers and not written:
                 raise StoreError(
                     f"{str(folder)!r}: scores.safetensors is not the file that scores.json was written with"
                 )
+            arrays = load_file(written[0] if written else folder / NUMBERS)
             ids, metadata, values = document["row_ids"], document["metadata"], arrays["values"]
             tokens = {name: _ragged(arrays, name) for name in ("pool_tokens", "query_tokens")}
             hashes = {name: arrays[f"row_hashes_{number}"] for number, name in enumerate(document.get("hashed", []))}

@@ -1,7 +1,10 @@
 """``Scores``: ranking, joining to the right data and no other, explaining, saving."""
 
+import contextlib
 import json
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -414,6 +417,38 @@ def test_saving_again_replaces_the_old_scores(tmp_path):
     score(DATA).save(tmp_path)
     score(DATA, [1.0] * N).save(tmp_path)
     assert Scores.load(tmp_path).values.tolist() == [1.0] * N
+
+
+@pytest.mark.parametrize("calls", range(1, 6))
+def test_a_kill_while_saving_leaves_the_old_or_the_new_scores(tmp_path, monkeypatch, calls):
+    old, new = (Scores(np.array([x, 2.0]), ["a", "b"], metadata={"which": x}) for x in (1.0, 3.0))
+    old.save(tmp_path)
+
+    class Killed(BaseException):
+        pass
+
+    left = [calls]
+
+    def dying(work):
+        def run(*args, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return work(*args, **options)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying(os.replace))
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        with contextlib.suppress(Killed):
+            new.save(tmp_path)
+    found = Scores.load(tmp_path)
+    assert found.values[0] == found.metadata["which"]
+    assert found.metadata["which"] == (3.0 if calls > 3 else 1.0)
+    new.save(tmp_path)
+    assert Scores.load(tmp_path).metadata["which"] == 3.0
+    assert not (tmp_path / "scores.previous.safetensors").exists()
 
 
 def test_nothing_saved_is_pickled(tmp_path):
