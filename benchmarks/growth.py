@@ -139,28 +139,35 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=1_000_000)
     options = parser.parse_args()
     torch.set_num_threads(1)  # as the children
-    results = Results("growth", "python benchmarks/growth.py")
+
+    def results(part: str) -> Results:
+        """A file for each part, so that one may run alone."""
+        return Results(f"growth_{part}", f"python benchmarks/growth.py --part {part}")
+
     powers = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= options.largest]
     if "shapley" in options.part:
         caption = "One permutation of Shapley values, 200 queries: n^3/3 + n^2 t operations, exponent 2 to 3; memory 8 n^2 bytes a copy"
-        rows_table(results, caption, SHAPLEY, [n for n in (250, 500, 1000, 2000, 4000) if n <= options.largest], 200)
+        rows_table(
+            results("shapley"), caption, SHAPLEY, [n for n in (250, 500, 1000, 2000, 4000) if n <= options.largest], 200
+        )
     if "knn" in options.part:
-        rows_table(results, "KNN-Shapley, 16 queries: t n log n", KNN, powers, 16)
+        rows_table(results("knn"), "KNN-Shapley, 16 queries: t n log n", KNN, powers, 16)
     if "store" in options.part:
         caption = (
             "Feature store, 256 floats a row: write, read back, products with 16 queries; time linear; memory of the products, "
             "and the pages of the mapped file"
         )
-        rows_table(results, caption, STORE, powers, 16)
+        rows_table(results("store"), caption, STORE, powers, 16)
     if "filters" in options.part:
+        kept = results("filters")
         for name, fixed in (("dsir", {"hash": "vectorised"}), ("bm25", {})):
             script = f"NAME, OPTIONS = {name!r}, {fixed!r}\n" + FILTER
             caption = f"Filter `{name}` on a stream, 15 rows of target: time linear, memory constant"
-            rows_table(results, caption, script, [n for n in powers if n <= 100_000], 15)
+            rows_table(kept, caption, script, [n for n in powers if n <= 100_000], 15)
     if "queries" in options.part:
         counts = (1, 16, 256, 1024)
         points = [child(STORE, min(100_000, options.largest), t) for t in counts]
-        results.table(
+        results("queries").table(
             f"Feature store, {min(100_000, options.largest):,} rows of 256 floats: queries; linear in them once products outweigh reading",
             ["queries", "CPU s", "MiB more"],
             [[t, *point] for t, point in zip(counts, points, strict=True)],
@@ -171,7 +178,7 @@ def main() -> None:
         for hidden in (64, 128, 256, 512):
             size, floor, ours = child(timed + MODEL, hidden, 0)
             rows.append([hidden, int(size), floor, ours, ours / floor])
-        results.table(
+        results("model").table(
             "Features of 8,192 floats, 64 rows of 128 tokens, 4 layers: over the bare forward and backward; projections cost "
             "hidden x k a token where the model costs hidden^2, so the ratio falls",
             ["hidden", "weights of linear layers", "floor, CPU s", "features, CPU s", "x floor"],

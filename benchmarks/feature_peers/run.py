@@ -461,8 +461,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=32)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3, help="of the label errors")
-    parser.add_argument("--datasets", nargs="+", default=["trec"], help="of the label errors")
+    parser.add_argument("--seeds", type=int, default=5, help="of the label errors")
+    parser.add_argument("--datasets", nargs="+", default=["trec", "sst2"], help="of the label errors")
     parser.add_argument("--timeout", type=int, default=1800, help="seconds for one side")
     arguments = parser.parse_args()
     quiet_and_single_threaded()
@@ -470,15 +470,19 @@ def main() -> None:
     peers: dict[str, str] = {}
     for name, peer in PEERS.items():
         peers |= versions(runner.python(name), peer.shown)
-    results = Results(
-        "feature_peers", "python benchmarks/feature_peers/run.py --environments ENVIRONMENTS", versions=peers
-    )
+
+    def results(part: str) -> Results:
+        """A file for each part, so that one may run alone."""
+        command = f"python benchmarks/feature_peers/run.py --environments ENVIRONMENTS --parts {part}"
+        return Results(f"feature_peers_{part}", command, versions=peers)
+
     if "speed" in arguments.parts:
-        speed(runner, results, (arguments.rows, arguments.queries, arguments.steps), arguments.repeats, SPEED)
+        speed(runner, results("speed"), (arguments.rows, arguments.queries, arguments.steps), arguments.repeats, SPEED)
     if "lds" in arguments.parts:
-        datamodeling(runner, results, arguments.data, arguments.model, LDS)
-    for name in arguments.datasets if "labels" in arguments.parts else ():
-        labels(runner, results, arguments.data, name, arguments.seeds, LABELS)
+        datamodeling(runner, results("lds"), arguments.data, arguments.model, LDS)
+    kept = results("labels") if "labels" in arguments.parts else None
+    for name in arguments.datasets if kept else ():
+        labels(runner, kept, arguments.data, name, arguments.seeds, LABELS)
 
 
 if __name__ == "__main__":
