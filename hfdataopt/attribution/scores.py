@@ -23,7 +23,7 @@ from hfdataopt.attribution.rows import ROW_ID, RowIds, check_map_style, row_hash
 from hfdataopt.attribution.scorer import MEANINGS
 from hfdataopt.console import say
 from hfdataopt.errors import DataError, MissingDependencyError, OptionError, StoreError
-from hfdataopt.files import with_checksum, without_checksum
+from hfdataopt.files import with_checksum, without_checksum, write_whole
 from hfdataopt.gradients import name_rows
 
 FORMAT = 1
@@ -335,7 +335,7 @@ class Scores:
     # -- disk
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a folder: ``scores.safetensors`` (numbers) and ``scores.json`` (ids, metadata), and the tokenizer if any.
+        """Write a folder: ``scores.safetensors`` (numbers) and ``scores.json`` (ids, metadata), and ``tokenizer.json`` if any.
 
         A process that is killed on the way leaves either the scores that the folder held before or the new ones.
         """
@@ -365,16 +365,28 @@ class Scores:
                 document["numbers"] = _sha256(Path(work) / NUMBERS)
                 (Path(work) / "scores.json").write_text(json.dumps(with_checksum(document), allow_nan=False))
                 kept = folder / PREVIOUS
-                if (folder / NUMBERS).exists():  # the scores of before stay whole until the new ones are
+                if _are_whole(folder):  # they stay until both files are replaced; else those kept before do
                     shutil.copyfile(folder / NUMBERS, Path(work) / PREVIOUS)
                     os.replace(Path(work) / PREVIOUS, kept)
                 for name in (NUMBERS, "scores.json"):
                     os.replace(Path(work) / name, folder / name)
                 kept.unlink(missing_ok=True)
-            if self.tokenizer is not None and hasattr(self.tokenizer, "save_pretrained"):
-                self.tokenizer.save_pretrained(folder / "tokenizer")
+            self._save_tokenizer(folder / "tokenizer.json")
         except (OSError, TypeError, ValueError, SafetensorError) as error:  # metadata that JSON cannot hold
             raise StoreError(f"scores of {self.scorer!r} could not be written to {str(folder)!r}: {error}") from error
+
+    def _save_tokenizer(self, file: Path) -> None:
+        """Its vocabulary and rules alone: a configuration can name files elsewhere, which loading would read."""
+        backend = getattr(getattr(self.tokenizer, "tokenizer", self.tokenizer), "backend_tokenizer", None)
+        if backend is not None:
+            write_whole(file, backend.to_str().encode())
+            return
+        file.unlink(missing_ok=True)
+        if self.tokenizer is not None and (self.pool_tokens is not None or self.query_tokens is not None):
+            kind = type(self.tokenizer).__name__
+            say(
+                f"scores of {self.scorer!r}: {kind} has no tokenizer.json, so that loaded scores show numbers of tokens"
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Scores":
@@ -394,11 +406,7 @@ class Scores:
             ids, metadata, values = document["row_ids"], document["metadata"], arrays["values"]
             tokens = {name: _ragged(arrays, name) for name in ("pool_tokens", "query_tokens")}
             hashes = {name: arrays[f"row_hashes_{number}"] for number, name in enumerate(document.get("hashed", []))}
-            tokenizer = None
-            if (folder / "tokenizer").is_dir():
-                from transformers import AutoTokenizer
-
-                tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), trust_remote_code=False)
+            tokenizer = _load_tokenizer(folder / "tokenizer.json")
         except StoreError:
             raise
         except Exception as error:
@@ -583,6 +591,25 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _load_tokenizer(file: Path) -> Any:
+    if file.is_symlink():
+        raise StoreError(f"{str(file)!r} is a link; scores are read from their own folder only")
+    if not file.exists():
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_file=str(file))
+
+
+def _are_whole(folder: Path) -> bool:
+    """Whether the numbers in a folder are those that its document names."""
+    try:
+        named = json.loads((folder / "scores.json").read_text())["numbers"]
+        return bool(named == _sha256(folder / NUMBERS))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _sha256(file: Path) -> str:

@@ -122,8 +122,8 @@ class Basis:
 
     @classmethod
     def sketch(cls, blocks: Sequence[Block], floats_per_row: int, seed: int, norms: Sequence[float]) -> "Basis":
-        """Buckets for each block in proportion to ``norms``, its gradients' (a block's share of the variance is then the least in
-        all), or all of its entries where they are fewer; drawn as :meth:`random` is."""
+        """Buckets for each block in proportion to ``norms``, those of its gradients, or all of its entries where they are fewer; drawn
+        as :meth:`random` is."""
         if sum(block.size for block in blocks) <= floats_per_row:
             return cls.exact(blocks)
         _check_budget(blocks, floats_per_row)

@@ -113,8 +113,10 @@ def fit_basis(
     if kind == "sketch":
         norms = [_Norms(source.precondition) for source in sources]
         sweep(norms)
-        shares = [accumulator.shares(len(blocks)) for accumulator in norms]
-        sketch = Basis.sketch(blocks, floats_per_row, seed, torch.stack(shares).sum(0).tolist())
+        shares = torch.stack([accumulator.shares(len(blocks)) for accumulator in norms]).sum(0)
+        if not shares.sum() > 0:
+            raise _no_gradient(sample)
+        sketch = Basis.sketch(blocks, floats_per_row, seed, shares.tolist())
         sketch.sample = sample
         return sketch
     cap = _rank_cap(blocks, floats_per_row)
@@ -130,7 +132,7 @@ def fit_basis(
     sweep(energies)
     found = [energy for accumulator in energies if (energy := accumulator.energy()) is not None]
     if not found:
-        raise DataError(f"fit_basis: the gradient of all {len(sample)} sampled rows is zero; are all labels ignored?")
+        raise _no_gradient(sample)
     kept = _keep_largest(candidate, torch.stack(found).sum(0), floats_per_row)
     return Basis("eigen", _describe(blocks), kept, seed=seed, sample=sample)
 
@@ -218,6 +220,10 @@ def _check_rereadable(who: str, sources: Sequence[Source]) -> None:
 def _sample(source: Source, count: int | None, seed: int) -> list[RowId]:
     ids = [row for batch in take_rows(source.batches, None) for row in batch["row_id"]]
     return ids if count is None else choose_rows(ids, count, seed=seed)
+
+
+def _no_gradient(sample: Sequence[RowId]) -> DataError:
+    return DataError(f"fit_basis: the gradient of all {len(sample)} sampled rows is zero; are all labels ignored?")
 
 
 class _Energy(_Accumulator):

@@ -65,6 +65,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "self-influence-random": ("self-influence", {"basis": "random", "floats_per_row": 300}),
     "tmc-shapley": ("tmc-shapley", {"permutations": 3, **QUICK}),
     "tracin": ("tracin", {"floats_per_row": 300}),
+    "tracin-sketch": ("tracin", {"basis": "sketch", "floats_per_row": 300}),
     "tracin-exact": ("tracin", {"basis": "exact"}),
 }
 RETRAINS = ("loo-retraining", "tmc-shapley")

@@ -84,7 +84,38 @@ def test_a_shard_that_is_a_link_is_replaced(tmp_path: Path, secret: Path) -> Non
     assert np.asarray(store.read()).shape == (2, 3)
 
 
+def test_scores_take_the_place_of_links(tmp_path: Path, secret: Path) -> None:
+    made = attribute(bert(), encoded(4, 1), encoded(2, 2), "loss", processing_class=tokenizer())
+    for name in ("scores.json", "scores.safetensors", "scores.previous.safetensors", "tokenizer.json"):
+        link(tmp_path / "scores" / name, secret)
+    made.save(tmp_path / "scores")
+    assert secret.read_text() == "keep me"
+    assert not any(path.is_symlink() for path in (tmp_path / "scores").iterdir())
+    assert len(Scores.load(tmp_path / "scores").tokenizer) == len(tokenizer())
+
+
 # -- names in documents lead nowhere else
+
+
+@pytest.mark.parametrize("inside", ["", "tokenizer"])
+def test_scores_read_no_file_that_a_tokenizer_names(tmp_path: Path, secret: Path, inside: str) -> None:
+    made = attribute(bert(), encoded(4, 1), encoded(2, 2), "loss", processing_class=tokenizer())
+    made.save(tmp_path / "scores")
+    (tmp_path / "scores" / inside).mkdir(exist_ok=True)
+    named = {
+        "tokenizer_class": "BertTokenizer",
+        "vocab": str(secret),
+        "vocab_file": str(secret),
+        "tokenizer_file": str(secret),
+    }
+    (tmp_path / "scores" / inside / "tokenizer_config.json").write_text(json.dumps(named))
+    Scores.load(tmp_path / "scores").save(tmp_path / "mine")
+    (tmp_path / "scores" / "tokenizer.json").unlink()
+    assert Scores.load(tmp_path / "scores").tokenizer is None
+    assert "keep me" not in "".join(path.read_text(errors="replace") for path in (tmp_path / "mine").rglob("*.json"))
+    link(tmp_path / "scores" / "tokenizer.json", secret)
+    with pytest.raises(StoreError, match="link"):
+        Scores.load(tmp_path / "scores")
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", "step-000000-00000000/../../elsewhere", "..", ""])

@@ -78,14 +78,6 @@ def sentences(folder: Path) -> None:
     open_model(str(folder), "sentence-transformer", who="test")
 
 
-def saved_tokenizer(folder: Path) -> None:
-    Scores([1.0], ["a"], metadata={"scorer": "loss"}).save(folder)  # type: ignore[arg-type]
-    (folder / "tokenizer").mkdir()
-    for file in ("tokenizer_config.json", "hostile.py", "config.json"):
-        (folder / file).rename(folder / "tokenizer" / file)
-    Scores.load(folder)
-
-
 def command(folder: Path) -> None:
     rows = folder / "rows.jsonl"
     rows.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
@@ -101,7 +93,6 @@ WAYS = {
     "sentence-transformers": sentences,
     "reward model": reward,
     "image encoder": lambda folder: ImageEncoder(str(folder)),
-    "tokenizer beside scores": saved_tokenizer,
     "command": command,
 }
 
@@ -111,6 +102,12 @@ def test_code_beside_a_model_is_not_run(model: Path, tmp_path: Path, way: str) -
     with pytest.raises((HfDataOptError, SystemExit)) as caught:
         WAYS[way](model)
     assert RAN not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_beside_scores_is_not_run(model: Path, tmp_path: Path) -> None:
+    Scores([1.0], ["a"], metadata={"scorer": "loss"}, tokenizer=tokenizer()).save(model)  # type: ignore[arg-type]
+    assert Scores.load(model).tokenizer is not None  # its vocabulary and rules, and no class that a configuration names
     assert not (tmp_path / "ran").exists()
 
 
