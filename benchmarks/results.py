@@ -27,7 +27,7 @@ PACKAGES = ("hfdataopt", "torch", "transformers", "datasets", "trl", "numpy")
 
 
 class Results:
-    """The tables of one benchmark.
+    """The tables of one benchmark, in ``results/``, or in the folder that the environment variable RESULTS names.
 
     Args:
         name: of the file.
@@ -40,7 +40,7 @@ class Results:
     def __init__(
         self, name: str, command: str, *, packages: Sequence[str] = (), versions: dict[str, str] | None = None
     ) -> None:
-        self.path = FOLDER / f"{name}.json"
+        self.path = Path(os.environ.get("RESULTS") or FOLDER) / f"{name}.json"
         self.document: dict[str, Any] = {
             "command": command,
             "machine": machine(),

@@ -28,6 +28,14 @@ def test_readme_has_the_figures_of_the_files(results: ModuleType) -> None:
     assert {path.stem for path in results.FOLDER.glob("*.json")} == shown
 
 
+def test_results_go_elsewhere_when_asked(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESULTS", str(tmp_path / "mine"))
+    before = {path: path.read_bytes() for path in results.FOLDER.iterdir()}
+    results.Results("shapley_speed", "python benchmarks/shapley_speed.py").table("Seconds", ["s"], [[1.0]])
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["shapley_speed.json"]
+    assert {path: path.read_bytes() for path in results.FOLDER.iterdir()} == before
+
+
 def test_a_table_is_saved_and_rendered(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     kept = results.Results("speed", "python benchmarks/speed.py", versions={"peer": "1.2"})
