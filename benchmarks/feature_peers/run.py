@@ -1,10 +1,10 @@
 """Gradient features and scores beside the peers, on the same weights and token ids, each side in a process of its own.
 
-    python benchmarks/feature_peers/run.py --environments ENVIRONMENTS [--parts speed lds labels] [--work build/feature_peers]
+    python benchmarks/feature_peers/run.py --environments ENVIRONMENTS [--parts speed lds development labels] [--work build/feature_peers]
 
 Speed and fidelity: the small Llama and the text of ``gradient_features.py``, after 120 steps of AdamW. ``lds``: the protocol of
-``lds.py``, on scores of the last checkpoint of its training on all rows. ``labels``: rows with a tenth of their labels flipped,
-as in ``label_noise.py``, ranked by each side at the end of one training. Environments that are missing are made; what is in the
+``lds.py``, on scores of the last checkpoint of its training on all rows; ``development``: the same on dolly, for choices.
+``labels``: rows with a tenth of their labels flipped, as in ``label_noise.py``, ranked by each side at the end of one training. Environments that are missing are made; what is in the
 work folder is not computed again, so that a part may run alone, and the tables hold all that is there.
 """
 
@@ -29,11 +29,13 @@ import lds  # noqa: E402
 import numpy as np  # noqa: E402
 import tokenizers  # noqa: E402
 import transformers  # noqa: E402
+from datasets import Dataset  # noqa: E402
 from environments import versions  # noqa: E402
 from install import PEERS, install  # noqa: E402
 from quiet import quiet_and_single_threaded  # noqa: E402
 from results import Results  # noqa: E402
 
+from hfdataopt import with_row_ids  # noqa: E402
 from hfdataopt.demo.sentences import flip_labels  # noqa: E402
 from hfdataopt.evaluation import linear_datamodeling_score, measure_subsets  # noqa: E402
 from hfdataopt.gradients import check_layers  # noqa: E402
@@ -114,11 +116,13 @@ LDS = (
     Side("traker, its CPU projector", "trak", "trak", "trak:2048"),
     Side("traker, its CPU projector, fewer floats than rows", "trak", "trak", "trak:128"),
 )
+DEVELOPMENT = tuple(side for side in LDS if side.name.startswith("ours, inner products") or side.name == REFERENCE)
 # Methods of LDS, compared query by query.
 PAIRS = (
     ("features:eigen:8960", "projected:16:frozen"),
     ("features:eigen:2240", "projected:8:frozen"),
     ("features:sketch:8960", "projected:16:frozen"),
+    ("features:sketch:8960", "tracin:16"),
     ("features:sketch:2240", "projected:8:frozen"),
     ("features:sketch:8960", "features:eigen:8960"),
     ("features:sketch:2240", "features:eigen:2240"),
@@ -140,6 +144,7 @@ LABELS = (
 
 
 LABEL_ROWS, LABEL_QUERIES = 500, 200
+PARTS = ("speed", "lds", "development", "labels")
 
 Found = tuple[Side, np.ndarray | None, dict[str, Any]]
 
@@ -294,13 +299,21 @@ def speed(runner: Runner, results: Results, shape: tuple[int, int, int], repeats
     )
 
 
-def lds_job(work: Path, data: Path, model: Path) -> tuple[Path, Any]:
+def prompts(data: Path, split: str, rows: int) -> Any:
+    """Beginnings of dolly's prompts, to develop on."""
+    lines = [json.loads(line) for line in (data / "instruct" / "dolly" / f"{split}.jsonl").open()][:rows]
+    return with_row_ids(Dataset.from_dict({"text": [line["prompt"][:160] for line in lines]}))
+
+
+def lds_job(work: Path, data: Path, model: Path, development: bool = False) -> tuple[Path, Any]:
     """The last checkpoint of a training on all rows, and the outcomes of models trained on halves."""
-    settings = SimpleNamespace(rows=256, queries=48, subsets=64, seeds=2)
-    folder = work / "-".join(map(str, vars(settings).values()))
+    subsets, seeds = (40, 1) if development else (64, 2)
+    settings = SimpleNamespace(rows=256, queries=48, subsets=subsets, seeds=seeds)
+    folder = work / ("dolly-" * development + "-".join(map(str, vars(settings).values())))
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    sides = lds.load(data, "train", settings.rows), lds.load(data, "validation", settings.queries)
+    load = prompts if development else lds.load
+    sides = load(data, "train", settings.rows), load(data, "validation", settings.queries)
 
     def initial() -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(model)
@@ -329,9 +342,11 @@ def lds_job(work: Path, data: Path, model: Path) -> tuple[Path, Any]:
     return job, measured
 
 
-def datamodeling(runner: Runner, results: Results, data: Path, model: Path, sides: tuple[Side, ...]) -> None:
+def datamodeling(
+    runner: Runner, results: Results, data: Path, model: Path, sides: tuple[Side, ...], development: bool = False
+) -> None:
     """Linear datamodeling scores."""
-    job, measured = lds_job(runner.work, data, model)
+    job, measured = lds_job(runner.work, data, model, development)
     reference = next(side for side in LDS if side.name == REFERENCE)
     ((_, wanted, _),) = runner.run([reference], job)
     lines, failed = [], []
@@ -358,8 +373,8 @@ def datamodeling(runner: Runner, results: Results, data: Path, model: Path, side
         if one in by_query and other in by_query
     ]
     results.table(
-        "Linear datamodeling score: 256 questions of TREC, 48 queries, stories260K (260,032 weights) fine-tuned for three epochs, 64 "
-        "halves x 2 seeds",
+        f"Linear datamodeling score: 256 {'prompts of dolly' if development else 'questions of TREC'}, 48 queries, stories260K (260,032 "
+        f"weights) fine-tuned for three epochs, {'40 halves, one seed' if development else '64 halves x 2 seeds'}",
         [
             "scores of the last checkpoint",
             "floats a row",
@@ -369,8 +384,8 @@ def datamodeling(runner: Runner, results: Results, data: Path, model: Path, side
             "x floor",
         ],
         lines,
-        f"Rank correlation of the outcomes between the two seeds: {measured.reliability:.3f}. Intervals: bootstrap over halves and "
-        "queries. One run of each, with what a first call costs.",
+        ("" if development else f"Rank correlation of the outcomes between the two seeds: {measured.reliability:.3f}. ")
+        + "Intervals: bootstrap over halves and queries. One run of each, with what a first call costs.",
         *compared,
         *failed,
     )
@@ -451,7 +466,7 @@ def labels(runner: Runner, results: Results, data: Path, name: str, seeds: int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--environments", type=Path, required=True, help="folder of the peers' environments")
-    parser.add_argument("--parts", nargs="+", choices=("speed", "lds", "labels"), default=["speed", "lds", "labels"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument(
         "--work", type=Path, default=Path("build/feature_peers"), help="where models and scores are kept"
     )
@@ -480,6 +495,8 @@ def main() -> None:
         speed(runner, results("speed"), (arguments.rows, arguments.queries, arguments.steps), arguments.repeats, SPEED)
     if "lds" in arguments.parts:
         datamodeling(runner, results("lds"), arguments.data, arguments.model, LDS)
+    if "development" in arguments.parts:
+        datamodeling(runner, results("development"), arguments.data, arguments.model, DEVELOPMENT, development=True)
     kept = results("labels") if "labels" in arguments.parts else None
     for name in arguments.datasets if kept else ():
         labels(runner, kept, arguments.data, name, arguments.seeds, LABELS)
