@@ -4,8 +4,8 @@
 
 Speed and fidelity: the small Llama and the text of ``gradient_features.py``, after 120 steps of AdamW. ``lds``: the protocol of
 ``lds.py``, on scores of the last checkpoint of its training on all rows; ``development``: the same on dolly, for choices.
-``labels``: rows with a tenth of their labels flipped, as in ``label_noise.py``, ranked by each side at the end of one training. Environments that are missing are made; what is in the
-work folder is not computed again, so that a part may run alone, and the tables hold all that is there.
+``labels``: rows with a tenth of their labels flipped, as in ``label_noise.py``, ranked by each side at the end of one training.
+Environments that are missing are made; what is in the work folder is not computed again, and tables hold all that is there.
 """
 
 import argparse
