@@ -44,6 +44,11 @@ def prepare_dataset(
     pairs = columns is not None and set(columns) >= PAIR
     if columns is None or "input_ids" in columns or pairs or not text_like:
         if columns is not None and "input_ids" not in columns and not pairs and not _has_inputs(columns, model):
+            if {"chosen", "rejected"} <= set(columns):
+                raise DataError(
+                    f"the {side} holds pairs as text; a RewardTrainer tokenizes them: give them to it as eval_dataset, and itself to "
+                    "AttributionCallback(trainer=...) without queries="
+                )
             raise DataError(
                 f"the {side} has neither input_ids nor text columns that are understood (text, premise + hypothesis, sentence, "
                 f"prompt + completion); it has: {', '.join(columns)}. Tokenize it first"

@@ -180,3 +180,10 @@ def test_pairs_of_dpo_stay_refused(tmp_path: Any) -> None:
     dpo.add_callback(AttributionCallback("loss", trainer=dpo, when="train_begin"))
     with pytest.raises(DataError, match="pairs of answers"):
         dpo.train()
+
+
+def test_pairs_as_text_are_the_trainers_to_read(tmp_path: Any) -> None:
+    watched = trainer(tmp_path, with_row_ids(pairs(9)))
+    watched.add_callback(AttributionCallback("tracin", queries=pairs(4, seed=3), when="train_begin"))
+    with pytest.raises(DataError, match=r"the queries holds pairs as text; .* eval_dataset"):
+        watched.train()

@@ -162,7 +162,7 @@ def finetune(folder: Path, kind: str) -> None:
     made = {
         name: AttributionCallback(
             name,
-            queries=sft_queries(),
+            queries=sft_queries() if kind == "sft" else tokenized_preferences(QUERIES, 7),
             when="train_begin",
             batch_size=BATCH,
             output_dir=folder / f"kept-{name}",
@@ -199,9 +199,23 @@ def trl_trainer(folder: Path, kind: str, callbacks: list[Any]) -> Any:
     rest: dict[str, Any] = {"model": tiny.llama(), "processing_class": tiny.reader(), "callbacks": callbacks}
     if kind == "sft":
         return trl.SFTTrainer(args=trl.SFTConfig(str(folder / "sft"), **shared), train_dataset=sft_rows(POOL), **rest)
-    pairs = tiny.rows(POOL).select_columns(["prompt", "chosen", "rejected"])
+    if kind == "reward":
+        args = trl.RewardConfig(str(folder / "reward"), gradient_checkpointing=False, **shared)
+        rest |= {"model": tiny.bert(labels=1), "processing_class": tiny.tokenizer()}
+        return trl.RewardTrainer(args=args, train_dataset=preferences(POOL), **rest)
     args = trl.DPOConfig(str(folder / "dpo"), **shared)
-    return trl.DPOTrainer(args=args, ref_model=tiny.llama(), train_dataset=pairs, **rest)
+    return trl.DPOTrainer(args=args, ref_model=tiny.llama(), train_dataset=preferences(POOL), **rest)
+
+
+def tokenized_preferences(rows: int, seed: int = 0) -> Any:
+    read, found = tiny.tokenizer(), preferences(rows, seed)
+    return found.map(
+        lambda row: {f"{x}_ids": read(row["prompt"] + row[x])["input_ids"] for x in ("chosen", "rejected")}
+    )
+
+
+def preferences(rows: int, seed: int = 0) -> Any:
+    return tiny.rows(rows, seed).select_columns(["prompt", "chosen", "rejected"])
 
 
 # -- death and long work

@@ -12,14 +12,15 @@ from . import jobs, pair
 
 
 @pytest.mark.slow
-def test_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes and one score the rows that ``SFTTrainer`` prepared from texts alike."""
+@pytest.mark.parametrize("kind", ["sft", "reward"])
+def test_two_processes_score_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The rows that ``SFTTrainer`` prepared from texts, and the pairs of ``RewardTrainer``."""
     monkeypatch.setattr(jobs.reader, "ROWS_PER_SHARD", 4)
     both, alone = tmp_path / "both", tmp_path / "alone"
     both.mkdir()
     alone.mkdir()
-    pair.run(jobs.finetune, both, "sft", seconds=600)
-    jobs.finetune(alone, "sft")
+    pair.run(jobs.finetune, both, kind, seconds=600)
+    jobs.finetune(alone, kind)
     for name in ("tracin", "loss", "rds"):
         with np.load(alone / f"{name}.0.npz") as kept:
             expected = dict(kept)
