@@ -2,7 +2,7 @@
 
     python benchmarks/prompt_search.py --out runs.jsonl                        # goes on where it was stopped
     python benchmarks/prompt_search.py --out runs.jsonl --tasks development    # for tuning
-    python benchmarks/prompt_search.py --report runs.jsonl rivals.jsonl > docs/prompt_search.md
+    python benchmarks/prompt_search.py --report runs.jsonl peers.jsonl      # writes results/prompt_search_*.json
 
 A budget counts completions of the scored model, or votes. All methods get the same rows: the items to score on and the
 examples to show. A user who votes sees the two answers to one item and prefers a right one to a wrong one with log-odds 3.
@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prompt_peers.install import PEERS
 from quiet import quiet_and_single_threaded
+from results import Results
 
 from hfdataopt import PromptConfig, PromptTrainer, get_optimizer
 from hfdataopt.console import quiet
@@ -272,68 +274,78 @@ def runs(arguments: argparse.Namespace) -> None:
 
 
 def report(files: Sequence[str]) -> None:
+    """A file of results for calls and one for votes."""
     lines = [json.loads(text) for file in files for text in Path(file).read_text().splitlines() if text]
     best = {task: _best_known(task) for task in sorted({line["task"] for line in lines})}
-    print(f"The best known prompts reach {np.mean(list(best.values())):.3f}.\n")
+    ours = {**REWARD_METHODS, **VOTE_METHODS}
+    asked = [line.partition("==")[::2] for line in PEERS.values()]
+    peers = (
+        {name.partition("[")[0]: version for name, version in asked}
+        if any(line["method"] not in ours for line in lines)
+        else {}
+    )
     for kind, budgets, baseline in (("calls", CALLS, "random"), ("votes", VOTES, "random pairs")):
         chosen = [line for line in lines if line["kind"] == kind]
         if chosen:
-            _tables(chosen, kind, budgets, baseline, best)
+            results = Results(
+                f"prompt_search_{kind}",
+                "python benchmarks/prompt_search.py --report runs.jsonl peers.jsonl",
+                versions=peers,
+            )
+            _tables(results, chosen, kind, budgets, baseline, best)
 
 
 def _tables(
-    lines: list[dict[str, Any]], unit: str, budgets: Sequence[int], baseline: str, best: dict[str, float]
+    results: Results,
+    lines: list[dict[str, Any]],
+    unit: str,
+    budgets: Sequence[int],
+    baseline: str,
+    best: dict[str, float],
 ) -> None:
     middle = budgets[len(budgets) // 2]
     methods = list(dict.fromkeys(line["method"] for line in lines))
     at = {(method, budget): _final(lines, method, budget) for method in methods for budget in budgets}
     order = sorted(methods, key=lambda method: -np.mean(at[method, middle] or [0.0]))
     seeds = sorted({len(found) for found in at.values() if found})
-    print(
-        f"\n## By {unit}\n\nMean over {len(best)} tasks, with the 95 % interval over {'-'.join(map(str, seeds))} seeds.\n"
+    by_budget = [f"{budget} {unit}" for budget in budgets]
+    results.table(
+        f"Prompt search by {unit}: mean accuracy over {len(best)} tasks, with the 95 % interval over {'-'.join(map(str, seeds))} seeds",
+        ["method", *by_budget],
+        [[method, *(_interval(at[method, budget]) for budget in budgets)] for method in order],
+        f"The best known prompts reach {np.mean(list(best.values())):.3f}.",
     )
-    print(_head("method", [f"{budget} {unit}" for budget in budgets]))
-    for method in order:
-        print(_row(method, [_interval(at[method, budget]) for budget in budgets]))
-    print(f"\nLess `{baseline}`, paired by seed and task:\n")
-    print(_head("method", [f"{budget} {unit}" for budget in budgets]))
-    for method in order:
-        if method != baseline:
-            print(_row(method, [_paired(lines, method, baseline, budget) for budget in budgets]))
+    results.table(
+        f"Less `{baseline}`, paired by seed and task",
+        ["method", *by_budget],
+        [[x, *(_paired(lines, x, baseline, budget) for budget in budgets)] for x in order if x != baseline],
+    )
     for ours in LEADS[unit]:
         others = [method for method in order if method not in REWARD_METHODS and method not in (ours, baseline)]
         if others and ours in methods:
-            print(f"\n`{ours}` less another, paired:\n")
-            print(_head("the other", [f"{budget} {unit}" for budget in budgets]))
-            for other in others:
-                print(_row(other, [_paired(lines, ours, other, budget) for budget in budgets]))
+            rows = [[other, *(_paired(lines, ours, other, budget) for budget in budgets)] for other in others]
+            results.table(f"`{ours}` less another, paired", ["the other", *by_budget], rows)
     if unit == "calls":
-        print("\n### At equal total tokens\n\nTokens of scored model and proposer, read and written.\n")
-        print(_head("method", [f"{tokens:,} tokens" for tokens in TOKENS]))
-        for method in sorted(methods, key=lambda method: -np.mean(_at_tokens(lines, method, TOKENS[1]))):
-            print(_row(method, [_interval(_at_tokens(lines, method, tokens)) for tokens in TOKENS]))
-    print(f"\n### By task, {middle} {unit}\n")
-    print(_head("method", list(best)))
+        by_tokens = sorted(methods, key=lambda method: -np.mean(_at_tokens(lines, method, TOKENS[1])))
+        results.table(
+            "At equal total tokens of scored model and proposer, read and written",
+            ["method", *(f"{tokens:,} tokens" for tokens in TOKENS)],
+            [[x, *(_interval(_at_tokens(lines, x, tokens)) for tokens in TOKENS)] for x in by_tokens],
+        )
+    rows = []
     for method in order:
         own = [line for line in lines if line["method"] == method and line["budget"] == middle]
-        row = [[line["accuracy"] for line in own if line["task"] == task] for task in best]
-        print(_row(method, [f"{np.mean(one):.2f}" if one else "" for one in row]))
-    print(_row("best known", [f"{value:.2f}" for value in best.values()]))
-    print(f"\n### Anytime: accuracy of the best so far, within a budget of {budgets[-1]} {unit}\n")
+        found = [[line["accuracy"] for line in own if line["task"] == task] for task in best]
+        rows.append([method, *(f"{np.mean(one):.2f}" if one else None for one in found)])
+    rows.append(["best known", *(f"{value:.2f}" for value in best.values())])
+    results.table(f"By task, {middle} {unit}", ["method", *best], rows)
     steps = [budgets[-1] * k // 8 for k in (1, 2, 3, 4, 6, 8)]
-    print(_head("method", list(map(str, steps))))
-    for method in order:
-        own = [line for line in lines if line["method"] == method and line["budget"] == budgets[-1]]
-        if own:
-            print(_row(method, [_anytime(own, spent) for spent in steps]))
-
-
-def _head(first: str, names: Sequence[str]) -> str:
-    return _row(first, names) + "\n|---|" + "---|" * len(names)
-
-
-def _row(first: str, cells: Sequence[str]) -> str:
-    return f"| {first} | " + " | ".join(cells) + " |"
+    longest = [(method, [x for x in lines if (x["method"], x["budget"]) == (method, budgets[-1])]) for method in order]
+    results.table(
+        f"Accuracy of the best so far, within a budget of {budgets[-1]} {unit}",
+        ["method", *map(str, steps)],
+        [[method, *(_anytime(own, spent) for spent in steps)] for method, own in longest if own],
+    )
 
 
 def _final(lines: Sequence[dict[str, Any]], method: str, budget: int) -> list[float]:
@@ -359,7 +371,7 @@ def _at_tokens(lines: Sequence[dict[str, Any]], method: str, tokens: int) -> lis
     return [float(np.mean(values)) for _, values in sorted(by_seed.items())]
 
 
-def _anytime(lines: Sequence[dict[str, Any]], spent: int) -> str:
+def _anytime(lines: Sequence[dict[str, Any]], spent: int) -> str | None:
     by_seed: dict[int, list[float]] = defaultdict(list)
     for line in lines:
         known = [accuracy for used, accuracy, _ in line["curve"] if used <= spent]
@@ -367,11 +379,9 @@ def _anytime(lines: Sequence[dict[str, Any]], spent: int) -> str:
     return _interval([float(np.mean(values)) for values in by_seed.values()])
 
 
-def _interval(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    if not any(values):  # nothing was known yet
-        return "–"
+def _interval(values: Sequence[float]) -> str | None:
+    if not values or not any(values):  # nothing was run, or nothing known yet
+        return None
     mean, low, _ = mean_interval(values)
     return f"{mean:.3f}" + ("" if len(values) < 2 else f" ±{mean - low:.3f}")
 

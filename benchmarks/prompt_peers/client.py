@@ -18,7 +18,7 @@ class BudgetSpent(Exception):
 
 
 class Client:
-    """The follower, within a budget, for one run of a rival.
+    """The follower, within a budget, for one run of a peer.
 
     A prompt that the run has asked already is answered from here and not counted again, as in our own searches.
 
@@ -67,7 +67,7 @@ class Client:
         return self.ask([{"ask": "induce", "examples": one} for one in drawn])
 
     def note(self, prompt: str) -> None:
-        """The rival's best prompt so far."""
+        """The peer's best prompt so far."""
         if not self.curve or self.curve[-1][2] != prompt:
             self.curve.append((int(self.spent["calls"]), int(self.spent["tokens"]), prompt))
 

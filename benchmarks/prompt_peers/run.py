@@ -1,10 +1,10 @@
-"""Rivals on the demo's small follower, at the budgets and on the rows of ``prompt_search.py``.
+"""Peers on the demo's small follower, at the budgets and on the rows of ``prompt_search.py``.
 
     python benchmarks/prompt_peers/install.py ENVIRONMENTS
-    python benchmarks/prompt_peers/run.py --environments ENVIRONMENTS --out rivals.jsonl       # goes on where it was stopped
-    python benchmarks/prompt_search.py --report runs.jsonl rivals.jsonl
+    python benchmarks/prompt_peers/run.py --environments ENVIRONMENTS --out peers.jsonl       # goes on where it was stopped
+    python benchmarks/prompt_search.py --report runs.jsonl peers.jsonl
 
-Each search is a process in the rival's own environment that talks to ``follower_server.py`` in this one. The accuracy of
+Each search is a process in the peer's own environment that talks to ``follower_server.py`` in this one. The accuracy of
 the prompts is measured on the test inputs, outside the budget.
 """
 
@@ -41,7 +41,7 @@ METHODS = {
 TIMEOUT = 600
 
 
-class Rivals:
+class Peers:
     """The follower, its server, and the accuracies that are known."""
 
     def __init__(self, environments: Path, folder: Path = world.FOLDER) -> None:
@@ -62,7 +62,7 @@ class Rivals:
         return self.accuracies[task, prompt]
 
     def run(self, method: str, tasks: Sequence[str], seed: int, budget: int, options: dict[str, Any]) -> Iterator[Any]:
-        """A search per task, in one process of the rival, as lines of the results."""
+        """A search per task, in one process of the peer, as lines of the results."""
         environment, driver, name = METHODS[method]
         with tempfile.TemporaryDirectory() as scratch:
             files = [Path(scratch, f"{task}.json") for task in tasks]
@@ -135,13 +135,13 @@ def main() -> None:
     done = set()
     if arguments.out.exists():
         done = {tuple(json.loads(line)[key] for key in keys) for line in arguments.out.read_text().splitlines() if line}
-    rivals = Rivals(arguments.environments, arguments.folder)
+    peers = Peers(arguments.environments, arguments.folder)
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for method in arguments.methods:
             for budget in arguments.budgets:
                 started = time.perf_counter()
                 left = [task for task in tasks if (method, task, seed, budget) not in done]
-                for line in rivals.run(method, left, seed, budget, arguments.options) if left else ():
+                for line in peers.run(method, left, seed, budget, arguments.options) if left else ():
                     with arguments.out.open("a") as stream:
                         stream.write(json.dumps(line) + "\n")
                 spent = time.perf_counter() - started

@@ -209,8 +209,8 @@ def main() -> None:
     parser.add_argument("environment", type=Path, nargs="?")
     parser.add_argument("--install", type=Path)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--rows", type=int, default=300)
-    parser.add_argument("--permutations", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--permutations", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     if options.install:
