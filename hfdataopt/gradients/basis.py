@@ -225,6 +225,7 @@ class Basis:
             ]
             basis = cls(header["kind"], header["layers"], parts, header["seed"], header["sample"], header["metadata"])
             same = basis.hash == header["hash"]
+            basis._check_buckets()
         except Exception as error:
             raise StoreError(
                 f"basis: {path} holds no readable basis ({error}); delete the folder and fit again"
@@ -232,6 +233,13 @@ class Basis:
         if not same:
             raise StoreError(f"basis: the files in {path} do not belong together; delete the folder and fit again")
         return basis
+
+    def _check_buckets(self) -> None:
+        """``ValueError`` where a part of a sketch has a bucket that is not there."""
+        for part in self.parts if self.kind == "sketch" else ():
+            for side in (part.left, part.right):
+                if side is not None and not (int(side.abs().min()) >= 1 and int(side.abs().max()) <= part.size):
+                    raise ValueError("a bucket of a sketch is out of range")
 
     def _header(self) -> dict[str, Any]:
         return {

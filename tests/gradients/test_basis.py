@@ -517,3 +517,21 @@ def test_buckets_go_where_the_gradient_is(tools: Any) -> None:
 )
 def test_the_shares_of_a_sketch(sizes: list[int], norms: list[float], total: int, shares: list[int]) -> None:
     assert basis_module._shares(sizes, norms, total) == shares
+
+
+@pytest.mark.parametrize("bucket", [0, 31, -31])
+def test_buckets_of_others_are_looked_at(tools: Any, tmp_path: Any, bucket: int) -> None:
+    blocks = find_blocks(tools.build("llama"))
+    basis = Basis.sketch(blocks, 30 * len(blocks), 0, [1.0] * len(blocks))
+    basis.parts[0].left[0] = bucket
+    basis.save(tmp_path)  # with a hash that fits
+    with pytest.raises(StoreError, match="out of range"):
+        Basis.load(tmp_path)
+
+
+def test_a_sketch_needs_a_gradient(tools: Any) -> None:
+    model, rows = tools.build("llama"), tools.make_rows("llama")
+    blind = [{**row, "labels": torch.full_like(torch.as_tensor(row["labels"]), -100)} for row in rows]
+    for kind in ("eigen", "sketch"):
+        with pytest.raises(DataError, match="sampled rows is zero"):
+            fit_basis(model, tools.batches_of(blind, 4), kind=kind, floats_per_row=300)  # type: ignore[arg-type]
