@@ -16,6 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm.std import TqdmDefaultWriteLock, tqdm
+
+# Progress bars take turns by a lock that forks share: one that is killed under it would stop all others, and the harness.
+TqdmDefaultWriteLock.mp_lock = None
+tqdm.monitor_interval = 0
+
 Tell = Callable[..., None]
 Work = Callable[[Path, Tell], None]
 PATIENCE = 120.0  # seconds after which a process counts as hung
