@@ -84,7 +84,11 @@ WRONG = [
     (SCORE.replace("tracin", "bm25"), "no scorer is called 'bm25'", "there are: "),
     # options
     (f"{SCORE} --normalise true", "unknown argument '--normalise'", "did you mean --normalize?"),
-    (f"{SCORE} --basis eigenn", "option --basis eigenn is not allowed", "it takes 'eigen' | 'random' | 'sketch' | 'exact'"),
+    (
+        f"{SCORE} --basis eigenn",
+        "option --basis eigenn is not allowed",
+        "it takes 'eigen' | 'random' | 'sketch' | 'exact'",
+    ),
     (f"{SCORE} --floats_per_row 0", "--floats_per_row 0", "must be at least 1"),
     (f"{SCORE} --floats_per_row many", "option --floats_per_row many", "it takes int"),
     (f"{SCORE} --batch_size 0", "--batch_size must be at least 1", "got 0"),

@@ -98,6 +98,8 @@ def load_rows(given: str | Sequence[str], default_split: str, streaming: bool = 
     try:
         if files:
             kind = LOADERS[Path(files[0]).suffix]
+            if kind == "json":
+                _check_json(files)
             return datasets.load_dataset(kind, data_files=files, split="train", streaming=streaming)
         path, split = _split_of(specs[0])
         if (why := why_not_on_hub(path)) is not None:
@@ -120,6 +122,19 @@ def load_rows(given: str | Sequence[str], default_split: str, streaming: bool = 
             )
         loaded = loaded[split]
     return loaded.to_iterable_dataset() if streaming and isinstance(loaded, datasets.Dataset) else loaded
+
+
+def _check_json(files: Sequence[str]) -> None:
+    """``DataError`` for a file whose first value is no row: a first ``null`` ends Arrow and the process."""
+    for file in files:
+        with open(file, "rb") as stream:
+            begin = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        first = begin.removeprefix(b"[").lstrip()
+        if first and first[:1] not in (b"{", b"]"):
+            shown = begin[:20].decode(errors="replace")
+            raise DataError(
+                f"the data file {file!r} holds no rows: it begins with {shown!r}, where a JSON object is expected"
+            )
 
 
 def _neither(spec: str) -> str:

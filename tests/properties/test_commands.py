@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hfdataopt import cli
 from hfdataopt.commands.arguments import Parser, add_component_options, apply_config_file, load_rows, read_config
+from hfdataopt.errors import DataError
 from hfdataopt.plugins import host
 from hfdataopt.testing.tiny import bert, texts, tokenizer
 
@@ -395,3 +396,13 @@ def test_names_of_datasets_of_any_kind(spec, more):
         finally:
             os.chdir(before)
     assert refused(found)
+
+
+@pytest.mark.parametrize(
+    "content", ["null", 'null\n{"a": 1}', "\n null", "\ufeffnull", "1", '"text"', '[null, {"a": 1}]', "[ 1]"]
+)
+def test_json_that_holds_no_rows(content, tmp_path):
+    """Arrow's reader ends the process on a first ``null``."""
+    (tmp_path / "data.jsonl").write_text(content)
+    with pytest.raises(DataError, match="holds no rows: it begins with"):
+        load_rows(str(tmp_path / "data.jsonl"), "train")
