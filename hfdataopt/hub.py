@@ -15,7 +15,7 @@ def why_not_on_hub(name: str | os.PathLike[str]) -> str | None:
     It is a path if it looks like one, or if its first part is a folder here that has no such entry.
     """
     text = os.fspath(name)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # which leaves the tilde of a user who is not there
     if not text.strip():
         return "is an empty name"
     try:

@@ -98,7 +98,7 @@ class Component:
         """What was not shown of it yet; empty where nothing is known to be missing."""
         return getattr(self.cls, "experimental", "")
 
-    def create(self, **options: Any) -> Any:
+    def create(self, /, **options: Any) -> Any:
         """An instance with these hyperparameters; an unknown one is an error that lists those accepted."""
         for option in options:
             if option not in self.options:
@@ -278,7 +278,7 @@ class Host:
             message += f"\nswitched off by HFDATAOPT_PLUGINS or HFDATAOPT_DISABLE: {', '.join(map(str, self.blocked))}"
         raise PluginError(message)
 
-    def create(self, kind: str, name: str, **options: Any) -> Any:
+    def create(self, kind: str, name: str, /, **options: Any) -> Any:
         return self.get(kind, name).create(**options)
 
     def all_components(self) -> list[Component]:

@@ -226,7 +226,12 @@ class GradientStore:
             tensors = {name: torch.as_tensor(array).detach().cpu().contiguous() for name, array in arrays.items()}
         except (TypeError, ValueError, RuntimeError) as error:
             raise StoreError(f"store {self.folder}: shard {shard} got something else than numbers: {error}") from error
+        held: set[int] = set()
         for name, tensor in tensors.items():
+            place = tensor.untyped_storage().data_ptr()
+            if place in held:  # safetensors keeps no two names for the same memory
+                tensors[name] = tensor.clone()
+            held.add(place)
             if tensor.dtype not in _TORCH_DTYPES or not name or name == "__metadata__":
                 raise StoreError(
                     f"store {self.folder}: the array {name!r} of {tensor.dtype} cannot be kept; a name and one of "

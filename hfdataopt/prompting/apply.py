@@ -63,7 +63,7 @@ class ApplyPrompt:
             return "\n\n".join([*([self.instruction] if self.instruction else []), *shown, prompt])
         if not _conversation(prompt):
             raise DataError(f"apply_prompt: a prompt must be text or a list of messages; got {str(prompt)[:80]!r}")
-        system = [message for message in prompt[:1] if message["role"] in ("system", "developer")]
+        system = [message for message in prompt[:1] if message.get("role") in ("system", "developer")]
         rest = prompt[len(system) :]
         head = list(system)
         if self.instruction:

@@ -201,7 +201,8 @@ def _is_ours(line: dict[str, Any]) -> bool:
 
 def _is_answer(line: dict[str, Any]) -> bool:
     """Whether an answer holds something that a search reads."""
-    tokens = line.get("tokens", [0, 0])
+    asked = "completion" in line or "image" in line or line.get("role") == "likelihood"
+    tokens = line.get("tokens", None if asked else [0, 0])
     counted = isinstance(tokens, list) and len(tokens) == 2 and all(type(x) is int and x >= 0 for x in tokens)
     return counted and any(name in line and isinstance(line[name], kind) for name, kind in _ANSWERS.items())
 

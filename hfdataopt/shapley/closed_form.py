@@ -161,7 +161,7 @@ def knn_shapley(distances: Any, labels: Any, query_labels: Any, *, k: int = 10, 
     asked = check_query_labels(query_labels, queries, pool_labels).to(table.device)
     pool_labels = pool_labels.to(table.device)
     rank = torch.arange(1, rows + 1, dtype=torch.float64, device=table.device)
-    share = rank.clamp(max=k) / (rank * k)
+    share = rank.clamp(max=min(k, rows)) / (rank * float(min(k, 2**1000)))
     values = torch.empty_like(table)
     step = max(1, BLOCK_NUMBERS // rows)
     for start in range(0, queries, step):

@@ -88,6 +88,8 @@ def test_filters_on_columns_of_any_type(name, column, cells):
     if data is not None:
         found = fitted(name, data)
         check_scores(found, len(cells))
+        if name == "random":  # which reads no text
+            return
         if column in ("completion", "other", "row_id") or not all(isinstance(cell, str) for cell in data[column][:]):
             assert refused(found)
 
@@ -116,7 +118,8 @@ def test_filters_on_what_is_no_dataset(name, dataset, as_target):
 )
 def test_streams_and_datasets_agree(name, texts, size):
     data = Dataset.from_dict({"text": texts})
-    assert fitted(name, data) == fitted(name, data.to_iterable_dataset(num_shards=min(size, len(texts))))
+    one, other = fitted(name, data), fitted(name, data.to_iterable_dataset(num_shards=min(size, len(texts))))
+    assert (str(one), refused(one)) == (str(other), refused(other)) if refused(one) else one == other
 
 
 @kind(
@@ -286,7 +289,7 @@ def test_a_curriculum(by, options):
     data = Dataset.from_dict({"x": [3.0, 1.0, 2.0], "text": ["a", "b c", "b c"]})
     found = outcome(lambda: curriculum(data, by, **options))
     if refused(found):
-        assert by != "x" or options
+        assert not (isinstance(by, str) and by == "x") or options
         return
     stages = found if isinstance(found, list) else [found]
     assert sorted(x for stage in stages for x in stage["x"][:]) == [1.0, 2.0, 3.0]

@@ -58,7 +58,10 @@ class Exemplars(RoundsOptimizer):
         self._base: PromptOptimizer | None = None
         if self.base is not None:
             named = get_optimizer(self.base, **self.base_options) if isinstance(self.base, str) else self.base
-            self._base = check_optimizer(named)
+            try:
+                self._base = check_optimizer(named)
+            except OptionError as error:
+                raise OptionError(f"exemplars: base={self.base!r:.80} cannot be it: {error}") from error
             if self._base.feedback != "rewards":
                 raise OptionError(
                     f"exemplars: the base {self._base.name!r} learns from preferences; it takes one of rewards"
