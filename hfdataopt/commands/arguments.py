@@ -375,7 +375,7 @@ def read_config(path: str) -> dict[str, Any]:
 
     try:
         document = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise OptionError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise OptionError(

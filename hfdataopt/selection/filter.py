@@ -75,6 +75,8 @@ class Filter:
     def __post_init__(self) -> None:
         check_options(self)
         check_range(self, "fit_rows", at_least=1)
+        if "\0" in self.score_column:  # Arrow cuts a name there
+            raise OptionError(f"{self.name}: column={self.column!r} is no name of a column")
 
     # -- to be implemented
 
