@@ -18,11 +18,21 @@ def _one_thread() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """What a test, or a script that it imports, sets is gone after it."""
+def _restoring() -> Iterator[None]:
     before = dict(os.environ)
     yield
     if dict(os.environ) != before:
         os.environ.clear()
         os.environ.update(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _environment_of_a_module() -> Iterator[None]:
+    """What fixtures of a whole module set is gone after it."""
+    yield from _restoring()
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """What a test, or a script that it imports, sets is gone after it."""
+    yield from _restoring()
