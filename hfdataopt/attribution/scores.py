@@ -396,13 +396,12 @@ class Scores:
             document = without_checksum(json.loads((folder / "scores.json").read_text()))
             if document["format"] != FORMAT:
                 raise StoreError(f"{str(folder)!r} has format {document['format']}; this version reads format {FORMAT}")
-            numbers = [folder / name for name in (NUMBERS, PREVIOUS) if (folder / name).exists()]
-            written = [file for file in numbers if _sha256(file) == document["numbers"]]
-            if numbers and not written:
+            numbers = _numbers_of(folder, document["numbers"])
+            if numbers is None and (folder / NUMBERS).exists():
                 raise StoreError(
                     f"{str(folder)!r}: scores.safetensors is not the file that scores.json was written with"
                 )
-            arrays = load_file(written[0] if written else folder / NUMBERS)
+            arrays = load_file(numbers or folder / NUMBERS)
             ids, metadata, values = document["row_ids"], document["metadata"], arrays["values"]
             tokens = {name: _ragged(arrays, name) for name in ("pool_tokens", "query_tokens")}
             hashes = {name: arrays[f"row_hashes_{number}"] for number, name in enumerate(document.get("hashed", []))}
@@ -603,11 +602,17 @@ def _load_tokenizer(file: Path) -> Any:
     return PreTrainedTokenizerFast(tokenizer_file=str(file))
 
 
+def _numbers_of(folder: Path, digest: str) -> Path | None:
+    """The file of numbers with this SHA-256."""
+    files = (folder / name for name in (NUMBERS, PREVIOUS))
+    return next((file for file in files if file.is_file() and _sha256(file) == digest), None)
+
+
 def _are_whole(folder: Path) -> bool:
-    """Whether the numbers in a folder are those that its document names."""
+    """Whether the numbers in a folder are those that its document names, and not those kept before."""
     try:
-        named = json.loads((folder / "scores.json").read_text())["numbers"]
-        return bool(named == _sha256(folder / NUMBERS))
+        digest = json.loads((folder / "scores.json").read_text())["numbers"]
+        return _numbers_of(folder, digest) == folder / NUMBERS
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -281,10 +281,12 @@ def _check_budget(blocks: Sequence[Block], floats_per_row: int) -> None:
         )
 
 
+def _generator(key: str) -> torch.Generator:
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+
+
 def _gaussian(size: int, rank: int, key: str) -> Tensor:
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, rank, generator=generator) / rank**0.5
+    return torch.randn(size, rank, generator=_generator(key)) / rank**0.5
 
 
 def _shares(sizes: Sequence[int], norms: Sequence[float], total: int) -> list[int]:
@@ -316,14 +318,14 @@ def _smooth(length: int) -> int:
 
 
 def _signed_buckets(size: int, buckets: int, key: str) -> Tensor:
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+    generator = _generator(key)
     chosen = torch.randint(buckets, (size,), generator=generator) + 1
     return chosen * (2 * torch.randint(2, (size,), generator=generator) - 1)
 
 
 def _sketch(uses: Uses, block: Block, part: Part) -> Tensor:
     """Sketch ``[batch, buckets]`` of a block's gradients: of the factors, convolved by Fourier transforms, or of the gradients
-    where these are cheaper to make. Costs are those of a CPU, in units of one multiplication and addition of a matrix product."""
+    where these are cheaper to make."""
     assert part.left is not None
     assert part.right is not None
     by_factors = FACTOR_COSTS[0] * (block.rows + block.columns) + FACTOR_COSTS[1] * part.size

@@ -263,11 +263,7 @@ class _Norms(_Accumulator):
         self.squares: dict[int, float] = {}
 
     def add(self, index: int, block: Block, captured: list[Captured]) -> None:
-        if self.precondition is None:
-            squares = squared_norms(complete(block, captured), block.rows, block.columns)
-        else:
-            squares = preconditioned(block, captured, self.precondition).flatten(1).double().square().sum(1)
-        self.squares[index] = self.squares.get(index, 0.0) + float(squares.sum())
+        self.squares[index] = self.squares.get(index, 0.0) + _squared_norm(block, captured, self.precondition)
 
     def shares(self, count: int) -> Tensor:
         """Norms ``[blocks]`` over their sum; zeros where there is no gradient at all."""
@@ -286,12 +282,15 @@ class _Share(_Accumulator):
 
     def add(self, index: int, block: Block, captured: list[Captured]) -> None:
         kept = _features(self.basis, index, block, captured, self.precondition).double().square().sum()
-        if self.precondition is None:
-            whole = squared_norms(complete(block, captured), block.rows, block.columns).sum()
-        else:
-            whole = preconditioned(block, captured, self.precondition).double().square().sum()
         self.kept += float(kept)
-        self.whole += float(whole)
+        self.whole += _squared_norm(block, captured, self.precondition)
+
+
+def _squared_norm(block: Block, captured: list[Captured], precondition: Precondition) -> float:
+    """Of the gradients of all rows together."""
+    if precondition is None:
+        return float(squared_norms(complete(block, captured), block.rows, block.columns).sum())
+    return float(preconditioned(block, captured, precondition).double().square().sum())
 
 
 def _features(basis: Basis, index: int, block: Block, captured: list[Captured], precondition: Precondition) -> Tensor:
